@@ -1,0 +1,15 @@
+"""Optimizers, parameter groups and learning-rate schedules."""
+
+from tilth.optim.optimizers import (
+           OPTIMIZERS,
+           AdamW,
+           Muon,
+           OptimizerChoice,
+           OptimizerConfig,
+           ParameterGroup,
+           group_parameters,
+)
+from tilth.optim.schedules import SCHEDULES, WSD, Constant, Cosine, Schedule, ScheduleChoice
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "WSD", "AdamW", "Constant", "Cosine", "Muon", "OptimizerChoice",
+           "OptimizerConfig", "ParameterGroup", "Schedule", "ScheduleChoice", "group_parameters"]

@@ -1,0 +1,135 @@
+"""Optimizers over named parameter groups, and how the parameters of a model fall into groups."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tilth.recipe.errors import BadInput
+from tilth.recipe.frame import Config, nearest, one_of
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a rate and a decay. Names: `matrices`, `embeddings`, `vectors`, or a learner's own."""
+
+    name: str
+    parameters: list[Tensor]
+
+
+def group_parameters(module: nn.Module) -> list[ParameterGroup]:
+    """Hidden matrices, embeddings (the output head among them), and vectors (norms, biases); frozen ones left out."""
+    embeddings = {id(parameter) for inner in module.modules() if isinstance(inner, nn.Embedding)
+                  for parameter in inner.parameters(recurse=False)}
+    groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_embedding = id(parameter) in embeddings or name.split(".")[-2:-1] in (["unembedding"], ["lm_head"])
+        kind = "embeddings" if is_embedding else "matrices" if parameter.ndim >= 2 else "vectors"
+        groups[kind].append(parameter)
+    return [ParameterGroup(name, parameters) for name, parameters in groups.items() if parameters]
+
+
+class OptimizerConfig(Config):
+    """`build(groups) -> torch.optim.Optimizer`; every group carries `peak_lr`, which the schedule multiplies."""
+
+    kind: str = ""
+    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.1, ge=0)
+    lr_scale: dict[str, float] = Field(default_factory=dict, description="a factor of lr for a group, by its name")
+
+    def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
+        raise TypeError(f"{type(self).__name__} does not define build.")
+
+    def settings(self, groups: list[ParameterGroup]) -> list[dict[str, Any]]:
+        """Torch parameter groups: decay on matrices only (norms, biases and embeddings do not shrink)."""
+        names = [group.name for group in groups]
+        for name in self.lr_scale:
+            if name not in names:
+                raise BadInput(f"`optimizer.lr_scale` names the group '{name}', which this learner does not have"
+                               f"{nearest(name, names)} Its groups are {', '.join(names)}.")
+        result = []
+        for group in groups:
+            lr = self.lr * self.lr_scale.get(group.name, 1.0)
+            decay = 0.0 if group.name in ("vectors", "embeddings") else self.weight_decay
+            result.append({"params": group.parameters, "name": group.name, "lr": lr, "peak_lr": lr,
+                           "weight_decay": decay})
+        return result
+
+
+class AdamW(OptimizerConfig):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), fused where torch has it."""
+
+    kind: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(1e-8, gt=0)
+
+    def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.settings(list(groups)), lr=self.lr, betas=self.betas, eps=self.epsilon,
+                                 fused=True)
+
+
+class Muon(OptimizerConfig):
+    """Muon for hidden matrices (Jordan et al. 2024: momentum, then orthogonalised by Newton-Schulz), AdamW for the rest.
+
+    `lr` is AdamW's rate; Muon's is `lr * matrix_lr_scale`, with torch's `match_rms_adamw` shape factor
+    0.2 * sqrt(max(rows, columns)) (Liu et al. 2025), so that one rate suits both.
+    """
+
+    kind: str = "muon"
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    matrix_lr_scale: float = Field(1.0, gt=0)
+
+    def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
+        settings = self.settings(list(groups))
+        matrices = [group for group in settings if group["name"] == "matrices"]
+        for group in matrices:
+            group["lr"] = group["peak_lr"] = group["lr"] * self.matrix_lr_scale
+            if any(parameter.ndim != 2 for parameter in group["params"]):
+                raise BadInput("`optimizer.kind` muon needs hidden parameters with two dimensions; this model has "
+                               "others. Use kind adamw.")
+        rest = [group for group in settings if group["name"] != "matrices"]
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            parts.append(torch.optim.Muon(matrices, lr=self.lr, momentum=self.momentum,
+                                          weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            parts.append(torch.optim.AdamW(rest, lr=self.lr, betas=self.betas, eps=self.epsilon, fused=True))
+        return Several(parts)
+
+
+class Several(torch.optim.Optimizer):
+    """Optimizers over disjoint parameters, stepped and saved as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        self.parts = parts
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig] | str] = {"adamw": AdamW, "muon": Muon}
+OptimizerChoice = one_of(OptimizerConfig, OPTIMIZERS)

@@ -1,0 +1,113 @@
+"""The device a run uses, what it is capable of, and how much memory a step takes."""
+
+import os
+import resource
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tilth.recipe.errors import BadInput
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"`device` is '{name}', which torch does not know. Use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput("`device` is cuda, but torch finds no CUDA device here. Use device=cpu.")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware: any recent GPU, or a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def resolve_precision(wanted: Precision, device: torch.device) -> str:
+    if wanted == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    return wanted
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def matmul_peak(device: torch.device, precision: str, seconds: float = 0.3) -> float:
+    """Measured FLOPs a second of large square matrix products in the run's precision: the limit utilisation is
+    stated against. The best of several short rounds, since other work on the machine only ever slows them."""
+    size = 4096 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < end:
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b)
+        _wait(device)
+        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory_total(device: torch.device) -> int:
+    """Bytes of memory of the device (a container's limit where there is one)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+        return min(total, int(limit)) if limit != "max" else total
+    except OSError:  # no cgroup v2 here: the machine's memory is the limit
+        return total
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most memory used so far (of the device, or resident in this process)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class SavedBytes:
+    """Counts the bytes that autograd keeps for the backward pass while the context is open, each storage once.
+
+    A count, not a timing: the same on every run, so that what is chosen from it is reproducible.
+    """
+
+    def __init__(self, exclude: set[int]):
+        self.bytes, self._seen = 0, set(exclude)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> "SavedBytes":
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)

@@ -1,0 +1,34 @@
+"""Where the numbers of a run go: JSON lines on disk, and any further sinks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tilth.recipe.files import append_json_line, read_json_lines, write_bytes
+
+Sink = Callable[[dict[str, Any]], None]
+
+
+class MetricsLog:
+    """An append-only JSON-lines file, cut back to a checkpoint's step when a run resumes."""
+
+    def __init__(self, path: Path, sinks: list[Sink] | None = None):
+        self.path, self.sinks = path, sinks or []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
+
+    def write(self, line: dict[str, Any]) -> None:
+        append_json_line(self._file, line)
+        for sink in self.sinks:
+            sink(line)
+
+    def cut_back(self, step: int) -> None:
+        """Drop the lines after `step`, which the resumed run will write again."""
+        self._file.close()
+        kept = [line for line in read_json_lines(self.path) if line["step"] <= step]
+        write_bytes(self.path, b"".join((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in kept))
+        self._file = open(self.path, "ab")  # noqa: SIM115
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,36 @@
+"""The largest micro-batch that fits, from a count of what one row keeps for its backward pass."""
+
+import torch
+
+from tilth.train.device import SavedBytes, autocast, memory_total
+from tilth.train.learner import Learner
+from tilth.train.loop import Stream, seeded
+
+GIB = 1024**3
+
+
+def activation_budget(learner: Learner, device: torch.device) -> int:
+    """Bytes that activations may take: what is left of the device beside weights, gradients and two moments.
+
+    A CPU keeps to 1 GiB of activations: past it, more rows bring no speed and crowd out the machine's other work.
+    """
+    states = 4 * sum(parameter.numel() * parameter.element_size() for parameter in learner.modules.parameters())
+    free = int(0.85 * memory_total(device)) - states
+    return max(min(free, GIB) if device.type == "cpu" else free, 1)
+
+
+def row_bytes(learner: Learner, stream: Stream, precision: str, device: torch.device) -> int:
+    """Bytes that autograd keeps for one row under the first update; the stream is put back where it was."""
+    before = stream.state_dict()
+    batch = {name: tensor.to(device) for name, tensor in stream.next(1).items()}
+    stream.load_state_dict(before)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in learner.modules.parameters()}
+    with SavedBytes(weights) as saved, autocast(precision, device):
+        learner.loss(learner.updates[0], batch, seeded(0, device=device))
+    return saved.bytes
+
+
+def largest_micro_batch(learner: Learner, stream: Stream, rows: int, precision: str, device: torch.device) -> int:
+    """The largest divisor of `rows` whose activations fit the budget (at least 1)."""
+    fit = activation_budget(learner, device) // max(row_bytes(learner, stream, precision, device), 1)
+    return max(divisor for divisor in range(1, rows + 1) if rows % divisor == 0 and divisor <= max(fit, 1))
