@@ -1,0 +1,1 @@
+"""Tasks, scoring, held-out bits per byte and what it is measured against."""
