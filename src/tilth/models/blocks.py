@@ -1,0 +1,65 @@
+"""The shared blocks of a transformer: feed-forward maps and the pre-norm block.
+
+Shapes: B rows, L positions, S memory positions, D width, F hidden width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilth.models.attention import Attention, Sight
+from tilth.models.cache import Cache
+from tilth.models.config import TransformerConfig
+from tilth.models.norms import build_norm
+from tilth.models.rotary import Rotation
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))), with the exact Gaussian error linear unit."""
+
+    def __init__(self, width: int, hidden: int, bias: bool):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BLD)))
+
+
+FEED_FORWARD = {"swiglu": SwiGLU, "gelu": GELU}
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm x), then memory if the model cross-attends, then x + feed_forward(norm x)."""
+
+    def __init__(self, config: TransformerConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        sizes = config.sizes()
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config)
+        if config.cross_attention:
+            self.cross_attention_norm = build_norm(config)
+            self.cross_attention = Attention(config, sizes.memory_width)
+        self.feed_forward_norm = build_norm(config)
+        self.feed_forward = FEED_FORWARD[config.activation](config.width, sizes.feed_forward, config.biases)
+
+    def forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None = None,
+                memory_BSD: Tensor | None = None, memory_seen: Sight | None = None) -> Tensor:
+        """The residual stream after this layer, (B, L, D)."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), seen, rotation, cache=cache, layer=self.layer)
+        if memory_BSD is not None and memory_seen is not None:
+            x_BLD = x_BLD + self.cross_attention(self.cross_attention_norm(x_BLD), memory_seen, memory_BSD=memory_BSD)
+        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))

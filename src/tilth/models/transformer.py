@@ -1,0 +1,138 @@
+"""The transformer: embeddings, blocks, output matrix.
+
+Shapes: B rows, L positions, D width, V vocabulary, S positions of a memory, M its width.
+
+Parameters of each block: `attention.{query,key,value}.weight` (heads x head_width, D), `attention.out.weight`
+(D, heads x head_width), `feed_forward.{gate,up}.weight` (F, D), `feed_forward.down.weight` (D, F), two norms; once:
+`embedding.weight` (V, D), `position_embedding.weight` (context, D) if learned, `norm`, `unembedding.weight` (V, D)
+unless tied.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from tilth.models.attention import Sight, sight
+from tilth.models.blocks import Block
+from tilth.models.cache import Cache, no_grad_needed
+from tilth.models.config import TransformerConfig
+from tilth.models.norms import build_norm
+from tilth.models.rotary import rotation
+from tilth.recipe import BadInput
+
+
+class Transformer(nn.Module):
+    """`model(tokens) -> logits (B, L, V)`; see `hidden` for the other arguments."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        sizes = config.sizes()
+        self.embedding = nn.Embedding(sizes.vocabulary, config.width)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = build_norm(config)
+        if not config.tied:
+            self.unembedding = nn.Linear(config.width, sizes.vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor | None = None, *, embeddings: Tensor | None = None,
+                segments: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None,
+                prefix: Tensor | None = None, memory: Tensor | None = None,
+                memory_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V); arguments as in `hidden`."""
+        return self.head(self.hidden(tokens, embeddings=embeddings, segments=segments, positions=positions, cache=cache,
+                                     prefix=prefix, memory=memory, memory_mask=memory_mask))
+
+    def hidden(self, tokens: Tensor | None = None, *, embeddings: Tensor | None = None,
+               segments: Tensor | None = None, positions: Tensor | None = None, cache: Cache | None = None,
+               prefix: Tensor | None = None, memory: Tensor | None = None,
+               memory_mask: Tensor | None = None) -> Tensor:
+        """The normalised residual stream after the last block, (B, L, D).
+
+        tokens: (B, L) int64, or instead `embeddings`: (B, L, D) float, for continuous inputs.
+        segments: (B, L) int64, the unit of each position (-1: padding); no attention across units, whose positions
+        stand side by side. None: one segment a row.
+        positions: (B, L) int64; None: counted along the row, after what the cache holds.
+        cache: keys and values of earlier positions, extended in place; rows of equal length, no segments, no gradient.
+        prefix: (B, L) bool, for `attention: prefix`: the first positions of each segment, which see each other.
+        memory: (B, S, M), for `cross_attention: true`; memory_mask: (B, L, S) or (B, 1, S) bool, true where read.
+        Raises ValueError for arguments that do not fit together, BadInput for rows longer than `context`.
+        """
+        no_grad_needed(cache)
+        x_BLD = self._embed(tokens, embeddings)
+        past = cache.length if cache is not None else 0
+        if past + x_BLD.shape[1] > self.config.context:
+            raise BadInput(f"A row of {past + x_BLD.shape[1]} positions is longer than the model's context of "
+                           f"{self.config.context}; shorten the row, or set `model.context` higher.")
+        self._check(segments, cache, memory)
+        if positions is None:
+            positions = torch.arange(past, past + x_BLD.shape[1], device=x_BLD.device)[None]
+        if self.config.positions == "learned":
+            x_BLD = x_BLD + self.position_embedding(positions)
+        x_BLD = x_BLD.to(compute_dtype(x_BLD))
+        seen = sight(self.config.attention, segments, prefix, x_BLD.shape[1], past, x_BLD.device)
+        turn = None
+        if self.config.positions == "rope":
+            turn = rotation(positions, self.config.sizes().head_width, self.config.rope_theta, x_BLD.dtype)
+        memory_seen = Sight(mask=None if memory_mask is None else memory_mask[:, None])
+        for block in self.blocks:
+            x_BLD = block(x_BLD, seen, turn, cache, memory, memory_seen)
+        if cache is not None:
+            cache.advance(x_BLD.shape[1])
+        return self.norm(x_BLD)
+
+    def head(self, hidden_BLD: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return nn.functional.linear(hidden_BLD, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output matrix (V, D): the token embedding if tied."""
+        return self.embedding.weight if self.config.tied else self.unembedding.weight
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty key-value cache, with room for `capacity` positions from the start."""
+        return Cache(self.config.layers, capacity)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> "Transformer":
+        """Fill every parameter from (seed, its name) alone, so that neither order nor process nor device matters.
+
+        Matrices and tables are normal with `config.std()`; the outputs of residual branches are smaller by
+        sqrt(branches) if `init_depth_scale` (Radford et al. 2019); norms are one and biases zero.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                continue
+            std = self.config.std()
+            if self.config.init_depth_scale and name.endswith(("attention.out.weight", "down.weight")):
+                std /= self.config.branches() ** 0.5
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+            parameter.copy_(drawn.normal_(0.0, std, generator=named_generator(seed, name)))
+        return self
+
+    def _embed(self, tokens: Tensor | None, embeddings: Tensor | None) -> Tensor:
+        if (tokens is None) == (embeddings is None):
+            raise ValueError("Give either tokens (B, L) or embeddings (B, L, D).")
+        return self.embedding(tokens) if embeddings is None else embeddings
+
+    def _check(self, segments: Tensor | None, cache: Cache | None, memory: Tensor | None) -> None:
+        if cache is not None and (segments is not None or self.config.attention == "bidirectional"):
+            raise ValueError("A key-value cache needs causal attention and rows of one segment each.")
+        if (memory is not None) != self.config.cross_attention:
+            raise ValueError("`memory` goes with `cross_attention: true`, and only with it.")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type of the residual stream: autocast's where it is on (one cast here spares one at every matrix)."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU that depends on the seed and the name only."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
