@@ -1,0 +1,155 @@
+"""The one place that asks a model how likely tokens are: batches by length, one forward pass a batch.
+
+`B` rows, `L` positions, `V` vocabulary, `P` scored positions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tilth.recipe import BadInput
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOGITS_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tokens to score after tokens that are only seen: both int arrays, neither empty."""
+
+    context: np.ndarray
+    continuation: np.ndarray
+
+    @property
+    def inputs(self) -> int:
+        """Positions that the model sees: all tokens but the last."""
+        return len(self.context) + len(self.continuation) - 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """For each token of a continuation its nats, float64 (n,), and whether it was the first choice, bool (n,)."""
+
+    nats: np.ndarray
+    top: np.ndarray
+
+
+class Likelihood:
+    """Scores requests with `model(tokens (B, L)) -> logits (B, L, V)`, on the device where the model's weights are.
+
+    A model that also offers `hidden(tokens) -> (B, L, D)` and `head(hidden) -> logits` is asked for logits at scored
+    positions only. `dtype` is the autocast type (float32: none). Rows of a batch are filled up on the right, which a
+    causal model cannot see from the left; a batch holds at most `batch_tokens` positions (or one row). `length` is the
+    longest input the model takes.
+    """
+
+    def __init__(self, model: nn.Module, *, length: int, batch_tokens: int = 8192, dtype: str = "float32"):
+        if dtype not in DTYPES:
+            raise BadInput(f"`dtype` is '{dtype}', which is not known. Choose one of {', '.join(DTYPES)}.")
+        self.model, self.length, self.batch_tokens, self.dtype = model, length, batch_tokens, DTYPES[dtype]
+        weight = next(iter(model.parameters()), None)
+        self.device = weight.device if weight is not None else torch.device("cpu")
+
+    def score(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Scored]:
+        """One Scored a request, in the order given. `progress` is called with the positions done so far."""
+        self._check(requests)
+        scored: list[Scored | None] = [None] * len(requests)
+        done = 0
+        with torch.inference_mode(), evaluating(self.model):
+            for rows in self._batches(requests):
+                batch = [requests[row] for row in rows]
+                for row, found in zip(rows, self._batch(batch), strict=True):
+                    scored[row] = found
+                done += sum(request.inputs for request in batch)
+                if progress is not None:
+                    progress(done)
+        return [found for found in scored if found is not None]
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if not len(request.context) or not len(request.continuation):
+                raise ValueError("a request needs at least one token of context and one to score")
+            if request.inputs > self.length:
+                raise ValueError(f"a request of {request.inputs} positions does not fit the model's {self.length}")
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Row numbers, longest rows first: a batch too big for the memory shows at once, and little is padding."""
+        order = sorted(range(len(requests)), key=lambda row: -requests[row].inputs)
+        while order:
+            rows = max(1, self.batch_tokens // requests[order[0]].inputs)
+            yield order[:rows]
+            order = order[rows:]
+
+    def _batch(self, batch: list[Request]) -> list[Scored]:
+        tokens = np.zeros((len(batch), max(request.inputs for request in batch)), np.int64)
+        scored = np.zeros(tokens.shape, bool)
+        for row, request in enumerate(batch):
+            tokens[row, : request.inputs] = np.concatenate([request.context, request.continuation[:-1]])
+            scored[row, len(request.context) - 1 : request.inputs] = True
+        targets = torch.from_numpy(np.concatenate([request.continuation for request in batch]).astype(np.int64))
+        nats, top = self._forward(torch.from_numpy(tokens), torch.from_numpy(scored), targets)
+        ends = np.cumsum([len(request.continuation) for request in batch])[:-1]
+        return [Scored(*pair) for pair in zip(np.split(nats, ends), np.split(top, ends), strict=True)]
+
+    def _forward(self, tokens: Tensor, scored: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, L), scored (B, L) bool, targets (P,) -> nats (P,) float64 and top (P,) bool."""
+        tokens, scored, targets = (part.to(self.device) for part in (tokens, scored, targets))
+        with self._autocast():
+            model: Any = self.model
+            if not (hasattr(model, "hidden") and hasattr(model, "head")):
+                return _nats_of(model(tokens)[scored], targets)
+            hidden = model.hidden(tokens)[scored]
+            # One row of logits first: its width says how many rows fit the memory set aside.
+            step = max(1, LOGITS_BYTES // (4 * model.head(hidden[:1]).shape[-1]))
+            parts = [_nats_of(model.head(hidden[start : start + step]), targets[start : start + step])
+                     for start in range(0, len(hidden), step)]
+        nats, top = zip(*parts, strict=True)
+        return np.concatenate(nats), np.concatenate(top)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def _nats_of(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """logits (P, V), targets (P,) -> nats (P,) float64, top (P,) bool."""
+    logits = logits.float()
+    nats = functional.cross_entropy(logits, targets, reduction="none")
+    return nats.double().cpu().numpy(), (logits.argmax(-1) == targets).cpu().numpy()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; every module is put back as it was, so that training can go on."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def windows(sequence: np.ndarray, first: int, length: int, stride: int) -> list[Request]:
+    """Cut `sequence` into requests of at most `length` positions that score each token from `first` on exactly once.
+
+    Each request scores `stride` new tokens and shows as much before them as fits; the first one scores more where its
+    context leaves room. `stride == length`: windows do not overlap. The sequence's first token is never scored.
+    """
+    if not 1 <= stride <= length:
+        raise BadInput(f"The stride of held-out windows is {stride}; it must be between 1 and the length, {length}.")
+    if not 1 <= first < len(sequence):
+        raise ValueError(f"nothing to score from token {first} of {len(sequence)}")
+    found, at = [], first
+    while at < len(sequence):
+        # A window that reaches back to the beginning is filled; a later one starts as if it had all its new tokens.
+        start = max(0, at + stride - length - 1)
+        end = at + stride if start else length + 1
+        found.append(Request(sequence[start:at], sequence[at:end]))
+        at = min(end, len(sequence))
+    return found
