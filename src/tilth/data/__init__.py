@@ -1,0 +1,1 @@
+"""Data: records and their readers, tokenizers, pools of units, packed streams."""

@@ -1,0 +1,102 @@
+"""What a mixture, a selector and a weigher are, and the configuration each is built from.
+
+A method is a `...Config` (what the recipe sets, with its `kind`) whose `build` returns an object with the methods
+below; deriving from the base class supplies the hooks that it does not need. All three may learn while training:
+`bind` brings the probe that asks the current model, `observe` the losses of what was trained, and whatever they
+remember goes into `state_dict` as JSON.
+
+Everything here runs in every process alike and must choose alike: take randomness from the generator given.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tilth.data.batch import Batch
+from tilth.data.pool import Pool
+from tilth.recipe import Config
+
+
+class Part:
+    """The hooks that mixture, selector and weigher share; none has to be overridden."""
+
+    def bind(self, probe: Any) -> None:
+        """Called once before the first draw, with what asks the current model about units (None: no probe)."""
+
+    def observe(self, unit_id: np.ndarray, loss: np.ndarray) -> None:
+        """Trained units, int64 (U,), and the mean loss of each in nats a token, float32 (U,), of a global batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def report(self) -> dict[str, Any]:
+        """Figures for the run's report, as JSON."""
+        return {}
+
+
+class Mixture(Part):
+    """How much of each source the coming stretch holds."""
+
+    def weights(self, stretch: int) -> np.ndarray | None:
+        """Share of the stretch's tokens for each of the pool's sources, float64 (sources,), summing to one. None:
+        draw the chosen units as they lie, each once in a pass over all of them."""
+        raise NotImplementedError(f"{type(self).__name__} must give the weights of the sources.")
+
+
+class Selector(Part):
+    """Which units the next stretch sees."""
+
+    def select(self, candidates: np.ndarray, stretch: int, rng: np.random.Generator) -> np.ndarray:
+        """Those of `candidates` that may be drawn now: sorted rows of the pool, int64 (n,), a subset.
+
+        `candidates` (sorted) were not drawn in the current pass yet. What is left out stays a candidate of later
+        stretches; when nothing is left to choose, the pass ends and every unit is a candidate again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say which units it selects.")
+
+
+class Weigher(Part):
+    """How much each unit of a batch counts."""
+
+    needs_losses = False  # True: the loop runs a first pass over the whole global batch without gradient
+
+    def weights(self, batch: Batch, losses: torch.Tensor | None) -> torch.Tensor:
+        """Weight of each unit, float32 (U,), averaging one. `losses`: mean loss in nats a token, (U,), of the
+        global batch if `needs_losses`, else None."""
+        raise NotImplementedError(f"{type(self).__name__} must weigh the units of a batch.")
+
+
+class PartConfig(Config):
+    """What the three kinds of configuration share."""
+
+    def files(self) -> list[Path]:
+        """Local files that it reads; a change of one runs the stage again."""
+        return []
+
+
+class MixtureConfig(PartConfig):
+    kind: str = "natural"
+
+    def build(self, pool: Pool, seed: int) -> Mixture:
+        raise NotImplementedError(f"{type(self).__name__} must build its mixture.")
+
+
+class SelectorConfig(PartConfig):
+    kind: str = "all"
+
+    def build(self, pool: Pool, seed: int) -> Selector:
+        raise NotImplementedError(f"{type(self).__name__} must build its selector.")
+
+
+class WeigherConfig(PartConfig):
+    kind: str = "uniform"
+
+    def build(self, pool: Pool, seed: int) -> Weigher:
+        raise NotImplementedError(f"{type(self).__name__} must build its weigher.")
