@@ -5,7 +5,6 @@ ends), while the bytes are those of the text alone. Documents are independent, u
 errors are over documents.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from tilth.evaluate.likelihood import Likelihood, Request, windows
 from tilth.evaluate.statistics import ratio
-from tilth.recipe import BadInput
+from tilth.recipe import BadInput, Progress
 
 
 class HeldOut(Protocol):
@@ -87,7 +86,7 @@ def _list(column: Any) -> list[Any]:
 
 
 def held_out_bits(likelihood: Likelihood, pool: HeldOut, end_of_text: int, *, stride: int | None = None,
-                  progress: Callable[[int], Any] | None = None) -> HeldOutBits:
+                  quiet: bool = True) -> HeldOutBits:
     """Score all documents of `pool`, each after an end-of-text token, in windows of `likelihood.length` positions.
 
     `stride` is the number of new tokens a window (None: the length, no overlap; half the length costs twice and gives
@@ -104,6 +103,8 @@ def held_out_bits(likelihood: Likelihood, pool: HeldOut, end_of_text: int, *, st
         requests += pieces
         owner += [number] * len(pieces)
     nats = np.zeros(len(found))
+    total = sum(request.inputs for request in requests)
+    progress = None if quiet else Progress("held-out text", total, "tokens").update
     np.add.at(nats, owner, [scored.nats.sum() for scored in likelihood.score(requests, progress)])
     return HeldOutBits([document.record_id for document in found], [document.source for document in found], nats,
                        np.array([document.bytes for document in found], np.int64),
