@@ -47,7 +47,7 @@ class Recurrent(nn.Module):
         return self.head(self.hidden(tokens, segments, positions))
 
 
-class Pool:
+class MemoryPool:
     """Units given as (record_id, source, tokens, bytes)."""
 
     def __init__(self, units):
@@ -67,7 +67,7 @@ class Pool:
 
 
 def byte_pool(texts, source="text"):
-    return Pool([(f"r{i}", source, [*text, END], len(text)) for i, text in enumerate(texts)])
+    return MemoryPool([(f"r{i}", source, [*text, END], len(text)) for i, text in enumerate(texts)])
 
 
 class ByteTokenizer:

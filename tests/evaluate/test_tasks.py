@@ -49,7 +49,7 @@ def test_the_border_is_the_longest_common_token_prefix(context, continuation, ke
 def test_a_long_context_keeps_its_right_end_and_a_long_continuation_is_scored_whole():
     asker = scorer(length=8)
     [cut] = asker._requests(np.arange(30), 25)
-    assert cut.context.tolist() == [21, 22, 23, 24]
+    assert cut.context.tolist() == [0, 22, 23, 24]
     assert cut.continuation.tolist() == [25, 26, 27, 28, 29]
     pieces = asker._requests(np.arange(30), 2)
     assert np.concatenate([piece.continuation for piece in pieces]).tolist() == list(range(2, 30))

@@ -89,8 +89,8 @@ def held_out_bits(likelihood: Likelihood, pool: HeldOut, end_of_text: int, *, st
                   quiet: bool = True) -> HeldOutBits:
     """Score all documents of `pool`, each after an end-of-text token, in windows of `likelihood.length` positions.
 
-    `stride` is the number of new tokens a window (None: the length, no overlap; half the length costs twice and gives
-    every token more context). Raises BadInput for a pool without text.
+    `stride` is the number of new tokens a window (None: the length; half the length costs twice and gives every token
+    more context). Raises BadInput for a pool without text.
     """
     found = [document for document in documents(pool) if document.bytes]
     if not found:

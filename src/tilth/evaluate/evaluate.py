@@ -25,7 +25,7 @@ class EvaluateConfig(Config):
 
     tasks: list[TaskChoice] = Field(default_factory=lambda: [HeldOutCloze()])
     length: int | None = Field(default=None, ge=1, description="positions the model sees at once; None: all it takes")
-    stride: int | None = Field(default=None, ge=1, description="new tokens a held-out window; None: no overlap")
+    stride: int | None = Field(default=None, ge=1, description="new tokens a held-out window; None: the length")
     batch_tokens: int = Field(default=8192, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     rivals: bool = Field(default=True, description="xz, zstd, unigram and byte 5-gram on the same held-out text")

@@ -139,7 +139,8 @@ def windows(sequence: np.ndarray, first: int, length: int, stride: int) -> list[
     """Cut `sequence` into requests of at most `length` positions that score each token from `first` on exactly once.
 
     Each request scores `stride` new tokens and shows as much before them as fits; the first one scores more where its
-    context leaves room. `stride == length`: windows do not overlap. The sequence's first token is never scored.
+    context leaves room, the last one reaches back as far as it can. The sequence's first token (end of text) is never
+    scored, and stands at the beginning of every window, as it does in training wherever a document was cut.
     """
     if not 1 <= stride <= length:
         raise BadInput(f"The stride of held-out windows is {stride}; it must be between 1 and the length, {length}.")
@@ -147,9 +148,8 @@ def windows(sequence: np.ndarray, first: int, length: int, stride: int) -> list[
         raise ValueError(f"nothing to score from token {first} of {len(sequence)}")
     found, at = [], first
     while at < len(sequence):
-        # A window that reaches back to the beginning is filled; a later one starts as if it had all its new tokens.
-        start = max(0, at + stride - length - 1)
-        end = at + stride if start else length + 1
-        found.append(Request(sequence[start:at], sequence[at:end]))
-        at = min(end, len(sequence))
+        end = min(max(at + stride, length + 1), len(sequence))
+        start = max(0, end - length - 1)
+        found.append(Request(np.concatenate([sequence[:1], sequence[start + 1 : at]]), sequence[at:end]))
+        at = end
     return found

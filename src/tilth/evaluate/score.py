@@ -4,7 +4,8 @@ How text is cut: context and continuation are tokenized as one string, as they w
 continuation's tokens are those after the longest prefix that the tokens of the context alone share. A token that
 spans the border (a space that joins the word after it, say) thus belongs to the continuation whole, whether a task
 puts the space at the end of the context or at the beginning of the continuation. Every sequence starts with the
-end-of-text token. A context too long for the model keeps its right end; a continuation too long is scored in windows.
+end-of-text token; a context too long for the model keeps its right end after it, and a continuation too long is scored
+in windows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
