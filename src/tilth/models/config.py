@@ -144,12 +144,12 @@ class TransformerConfig(ModelConfig):
         """
         s = self.sizes()
         keys = float(length) if self.attention == "bidirectional" else (length + 1) / 2
-        layer = 2 * (self._attention_weights(s, self.width) + self._feed_forward_weights(s))
+        layer = 2.0 * (self._attention_weights(s, self.width) + self._feed_forward_weights(s))
         layer += 4 * s.heads * s.head_width * keys
         if self.cross_attention:
             layer += 4 * self.width * s.heads * s.head_width + 4 * s.heads * s.head_width * memory
             layer += 4 * s.memory_width * s.kv_heads * s.head_width * memory / length
-        forward = self.layers * layer + 2 * self.width * s.vocabulary
+        forward = self.layers * layer + 2.0 * self.width * s.vocabulary
         return (3.0 if training else 1.0) * forward
 
     def _attention_weights(self, s: Sizes, source: int) -> int:
