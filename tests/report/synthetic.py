@@ -21,8 +21,8 @@ def make_run(folder: Path, *, steps: int = STEPS, text: str = "", seed: int = 7)
         "stages": dict.fromkeys(("curate", "tokenize", "pretrain", "evaluate", "export"), "finished")})
     (folder / "recipe.yaml").write_text(
         f"name: quickstart\nseed: {seed}\nnote: {json.dumps('synthetic' + text)}\nstages:\n  curate:\n"
-        f"    kind: curate\n    held_out_bytes: 1100000\n  pretrain:\n    kind: pretrain\n    steps: {steps}\n    learning_rate: 0.003\n"
-        f"    model: {{width: 256, layers: 6, heads: 4}}\n", encoding="utf-8")
+        f"    kind: curate\n    held_out_bytes: 1100000\n  pretrain:\n    kind: pretrain\n    steps: {steps}\n"
+        f"    learning_rate: 0.003\n    model: {{width: 256, layers: 6, heads: 4}}\n", encoding="utf-8")
     _curate(folder / "curate", text)
     _tokenize(folder / "tokenize")
     _pretrain(folder / "pretrain", steps, rng, text)
@@ -90,7 +90,8 @@ def _pretrain(folder: Path, steps: int, rng: random.Random, text: str) -> None:
     tokens = steps * TOKENS_A_STEP
     _stage(folder, "pretrain", 408.0, {
         "parameters": PARAMETERS, "parameters_non_embedding": 3_166_208, "tokens": tokens, "steps": steps,
-        "epochs": 4.15, "flops": 6 * PARAMETERS * tokens, "seconds": 400.1, "cpu_seconds": 781.0, "tokens_per_second": 30_712.0,
+        "epochs": 4.15, "flops": 6 * PARAMETERS * tokens, "seconds": 400.1, "cpu_seconds": 781.0,
+        "tokens_per_second": 30_712.0,
         "peak_memory_bytes": 1_610_612_736, "matmul_flops_per_second": 1.31e12, "utilisation": 0.593,
         "final_loss": 2.031, "held_out_bits_per_byte": 1.412, "sources": {
             name + text: {"tokens": round(tokens * share), "license": license}
@@ -101,10 +102,10 @@ def _evaluate(folder: Path, text: str, rng: random.Random) -> None:
     held_out: dict[str, Any] = {"bits_per_byte": {"value": 1.412, "stderr": 0.0121, "n": 402, "bytes": 1_101_004}}
     for name, value in {"xz": 1.370, "xz_256k": 1.512, "zstd": 1.468, "unigram": 4.871, "byte_5gram": 1.482}.items():
         held_out[name] = {"value": value, "n": 402, "bytes": 1_101_004}
-    held_out["by_source"] = {name + text: {"value": 1.30 + 0.14 * i, "stderr": 0.02, "n": 100 + i}
-                             for i, name in enumerate(SOURCES)}
+    by_source = {f"held_out/{name}{text}": {"bits_per_byte": {"value": 1.30 + 0.14 * i, "stderr": 0.02, "n": 100 + i}}
+                 for i, name in enumerate(SOURCES)}
     dump(folder / "results.json", {
-        "held_out": held_out,
+        "held_out": held_out, **by_source,
         "cloze_identifiers": {"accuracy": {"value": 0.371, "stderr": 0.0153, "n": 1000}, "chance": 0.25},
         "choice_docstrings" + text: {"accuracy": {"value": 0.482, "stderr": 0.0223, "n": 500, "chance": 0.25},
                                      "accuracy_per_byte": {"value": 0.506, "stderr": 0.0224, "n": 500,

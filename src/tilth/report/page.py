@@ -8,17 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 import tilth
 from tilth.recipe.files import write_bytes
-from tilth.report import formats
 from tilth.report.reading import Run, read_run
 from tilth.report.scores import read_scores
 from tilth.report.sections import cost, curves, data, facts, headline, samples, scores_section, training_data
 from tilth.report.sources import read_sources
-
-TEMPLATES = Path(__file__).parent / "templates"
+from tilth.report.templating import environment
 
 
 def write_report(run_folder: Path | str) -> Path:
@@ -49,13 +45,3 @@ def render(run: Run, written: datetime | None = None) -> str:
     moment = (written or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
     return environment().get_template("run.html.j2").render(
         run=run, written=moment, tilth_version=tilth.__version__, **sections)
-
-
-def environment() -> Environment:
-    """Templates with escaping always on; an unknown name in a template is an error."""
-    env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(count=formats.count, short=formats.short, size=formats.size, seconds=formats.seconds,
-                       decimals=formats.decimals, significant=formats.significant, percent=formats.percent,
-                       visible=formats.visible)
-    return env

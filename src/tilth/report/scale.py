@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tilth.recipe import quantity
 
@@ -116,18 +117,23 @@ def _extremes(points: Sequence[Point], indices: range) -> list[Point]:
 
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
-    """Running mean over the last `window` finite values; a broken value stays a gap and starts the mean anew."""
+    """Centred running mean over `window` points, narrower near the ends; a broken value stays a gap and ends a mean."""
     result: list[Point] = []
-    recent: list[float] = []
-    total = 0.0
-    for x, y in points:
-        if not math.isfinite(y):
-            recent, total = [], 0.0
-            result.append((x, math.nan))
+    stretch: list[Point] = []
+    for x, y in [*points, (math.nan, math.nan)]:
+        if math.isfinite(y):
+            stretch.append((x, y))
             continue
-        recent.append(y)
-        total += y
-        if len(recent) > window:
-            total -= recent.pop(0)
-        result.append((x, total / len(recent)))
-    return result
+        result.extend(_means(stretch, window // 2))
+        result.append((x, math.nan))
+        stretch = []
+    return result[:-1]
+
+
+def _means(stretch: Sequence[Point], half: int) -> list[Point]:
+    sums = [0.0, *accumulate(y for _, y in stretch)]
+    means = []
+    for index, (x, _) in enumerate(stretch):
+        reach = min(half, index, len(stretch) - 1 - index)
+        means.append((x, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+    return means

@@ -7,9 +7,10 @@ from tilth.report.formats import finite
 from tilth.report.reading import Run, mapping
 
 OWN = "bits_per_byte"
+_BY_SOURCE = "held_out/"
 _NOT_RIVALS = {OWN, "loss", "perplexity", "nats_per_token", "bits_per_token", "bits_per_character", "accuracy", "bytes",
                "documents", "tokens", "by_source", "per_source", "chance", "value", "stderr", "n", "units"}
-_NAMES = {"xz": "xz -9", "xz_256k": "xz -9, 256 KiB pieces", "zstd": "zstd -19", "unigram": "byte unigram",
+_NAMES = {"xz": "xz -9", "xz_256k": "xz -9 (256 KiB)", "zstd": "zstd -19", "unigram": "byte unigram",
           "byte_unigram": "byte unigram", "byte_5gram": "byte 5-gram", "5gram": "byte 5-gram", "gzip": "gzip -9",
           "bzip2": "bzip2 -9"}
 
@@ -62,9 +63,10 @@ def read_scores(run: Run, held_out_lines: list[dict[str, Any]]) -> Scores:
            or score("this model", summary.get("held_out_bits_per_byte"), own=True)
            or score("this model", last.get(OWN), own=True))
     rivals = [score(_NAMES.get(name, name.replace("_", " ")), value) for name, value in held_out.items()
-              if name not in _NOT_RIVALS and not name.startswith((OWN + ".", OWN + "/", OWN + ":"))]
-    tasks = [found for task, metrics in results.items() if task != "held_out" for found in _task(task, metrics)]
-    return Scores(own, [rival for rival in rivals if rival], _sources(held_out, last), tasks, _bytes(run, held_out))
+              if name not in _NOT_RIVALS]
+    tasks = [found for task, metrics in results.items() if task != "held_out" and not task.startswith(_BY_SOURCE)
+             for found in _task(task, metrics)]
+    return Scores(own, [rival for rival in rivals if rival], _sources(results, last), tasks, _bytes(run, held_out))
 
 
 def score(name: str, value: Any, own: bool = False) -> Score | None:
@@ -76,12 +78,12 @@ def score(name: str, value: Any, own: bool = False) -> Score | None:
     return Score(name, number, finite(entry.get("stderr")), finite(entry.get("n")), own)
 
 
-def _sources(held_out: dict[str, Any], last: dict[str, Any]) -> list[Score]:
-    """Per-source scores, from a `by_source` table or from metrics named bits_per_byte/SOURCE."""
-    table = mapping(held_out.get("by_source")) or mapping(mapping(held_out.get(OWN)).get("by_source"))
-    if not table:
-        table = {name[len(OWN) + 1:]: value for name, value in held_out.items()
-                 if name.startswith((OWN + ".", OWN + "/", OWN + ":"))}
+def _sources(results: dict[str, Any], last: dict[str, Any]) -> list[Score]:
+    """Per-source scores: tasks named held_out/SOURCE, else a `by_source` table, else the last of training."""
+    held_out = mapping(results.get("held_out"))
+    table = {name.removeprefix(_BY_SOURCE): mapping(value).get(OWN) for name, value in results.items()
+             if name.startswith(_BY_SOURCE)}
+    table = table or mapping(held_out.get("by_source")) or mapping(mapping(held_out.get(OWN)).get("by_source"))
     found = [score(str(name), value) for name, value in (table or mapping(last.get("by_source"))).items()]
     return sorted((one for one in found if one), key=lambda one: one.value)
 

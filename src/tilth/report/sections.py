@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tilth.report.bars import interval_mark
 from tilth.report.charts import (
     held_out_chart,
     licence_share,
@@ -30,7 +31,6 @@ from tilth.report.formats import (
     visible,
 )
 from tilth.report.masking import mask_personal
-from tilth.report.plots import interval_mark
 from tilth.report.reading import Run, listing, mapping
 from tilth.report.scores import Score, Scores
 from tilth.report.sources import Source, measure
@@ -83,9 +83,9 @@ def _tiles(run: Run, scores: Scores, train: list[dict[str, Any]]) -> list[tuple[
     flops = finite(summary.get("flops")) or last(train, "flops")
     spent = finite(summary.get("seconds")) or last(train, "seconds")
     rate = finite(summary.get("tokens_per_second")) or last(train, "tokens_per_second")
-    per = f"{short(tokens / parameters)} a parameter" if tokens and parameters else ""
+    per = f"{short(tokens / parameters)} per parameter" if tokens and parameters else ""
     tiles = [
-        ("bits per byte, held out", decimals(own.value) if own else "", _plus_minus(own)),
+        ("bits per byte", decimals(own.value) if own else "", _plus_minus(own)),
         ("parameters", short(parameters), f"{short(summary.get('parameters_non_embedding'))} outside embeddings"),
         ("tokens trained on", short(tokens), ", ".join(filter(None, (f"{epochs:.2f} epochs" if epochs else "", per)))),
         ("training loss", decimals(loss if loss is not None else last(train, "loss")), "nats a token, at the end"),
@@ -114,14 +114,20 @@ def curves(train: list[dict[str, Any]], held_out: list[dict[str, Any]], scores: 
     if not train and not held_out:
         return None
     large = [loss_chart(train, held_out), held_out_chart(held_out, scores)]
-    small = [metric_chart(train, "lr", "Learning rate", ""),
-             metric_chart(train, "gradient_norm", "Gradient norm, before clipping", "", log=True),
-             metric_chart(train, "tokens_per_second", "Throughput", "tokens a second"),
-             metric_chart(train, "padded", "Padding", "share of positions")]
+    padded = [value for line in train if (value := finite(line.get("padded"))) is not None]
+    same = bool(padded) and max(padded) == min(padded)
+    small = [("lr", "Learning rate", ""), ("gradient_norm", "Gradient norm", "before clipping"),
+             ("tokens_per_second", "Throughput", "tokens a second"), ("padded", "Padding", "share of positions")]
+    small = [(key, title, unit) for key, title, unit in small
+             if any(key in line for line in train) and not (same and key == "padded")]
+    drawn = [metric_chart(train, key, title, unit, log=key == "gradient_norm", narrow=len(small) == 3)
+             for key, title, unit in small]
     flops, tokens = last(train, "flops"), last(train, "tokens")
-    note = f"{short(tokens)} tokens stand for {short(flops, 'FLOP')}" if flops and tokens else ""
+    note = f"{short(tokens)} tokens took {short(flops, 'FLOP')}" if flops and tokens else ""
     broken = sum(1 for line in train if "loss" in line and finite(line["loss"]) is None)
-    return {"charts": [chart for chart in large + small if chart is not None], "flops": note, "broken": broken}
+    return {"large": [chart for chart in large if chart],
+            "small": [chart for chart in drawn if chart], "flops": note, "broken": broken,
+            "padding": f"{percent(padded[0])} of all positions were padding." if same else ""}
 
 
 def training_data(sources: list[Source]) -> dict[str, Any] | None:
