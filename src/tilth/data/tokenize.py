@@ -142,9 +142,8 @@ def add_document(units: Units, record: dict[str, Any], ids: np.ndarray, tokenize
     ends: list[int] = []
     characters: list[int] = []
     if len(ids) + 1 > unit_tokens:
-        again, offsets = tokenizer.offsets(text)
         # The end-of-text token stands behind the last character and covers none.
-        ids, offsets = again, np.vstack([offsets, [[len(text), len(text)]]])
+        offsets = np.vstack([tokenizer.offsets(text, ids), [[len(text), len(text)]]])
         ends, characters = cuts(offsets, unit_tokens)
     ends.append(len(ids) + 1)
     characters.append(len(text))
@@ -208,6 +207,18 @@ class TokenizedRecord:
     license: str | None = None
 
 
+def checked_ids(record: TokenizedRecord, vocab_size: int) -> np.ndarray:
+    """The record's ids, uint32 (tokens,); BadInput names the record whose ids are not ids of the vocabulary."""
+    ids = np.asarray(record.tokens)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise BadInput(f"Record {record.id!r} is not a list of token ids: its array is {ids.dtype} {ids.shape}.")
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise BadInput(f"Record {record.id!r} holds token id {wrong}; ids go from 0 to {vocab_size - 1}. Give the "
+                       f"tokenizer that made the tokens.")
+    return ids.astype(np.uint32)
+
+
 def pool_from_arrays(records: Iterable[TokenizedRecord], folder: Path | str, unit_tokens: int, vocab_size: int,
                      end_of_text: int, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """Records that are tokens already, into a pool like that of `tokenize_documents`; returns its report.
@@ -224,16 +235,12 @@ def pool_from_arrays(records: Iterable[TokenizedRecord], folder: Path | str, uni
     held = 0
     with open_writer(folder, tokenizer, vocab_size, end_of_text) as writer:
         for one in records:
-            ids = np.asarray(one.tokens)
-            if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocab_size):
-                wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-                raise BadInput(f"Record {one.id!r} holds token id {wrong}; ids go from 0 to {vocab_size - 1}. "
-                               f"Give the tokenizer that made the tokens.")
+            ids = checked_ids(one, vocab_size)
             if not ids.size or ids[-1] != end_of_text:
-                ids = np.append(ids, np.array(end_of_text, ids.dtype if ids.size else np.int64))
+                ids = np.append(ids, np.uint32(end_of_text))
             ends = [*range(unit_tokens, len(ids), unit_tokens), len(ids)]
             sizes = [-1] * len(ends) if token_bytes is None else (
-                np.diff(np.cumsum(token_bytes[ids.astype(np.int64)])[np.array(ends) - 1], prepend=0).tolist())
+                np.diff(np.cumsum(token_bytes[ids])[np.array(ends) - 1], prepend=0).tolist())
             record = {"id": one.id, "source": one.source, "license": one.license}
             units.add(record, ids, ends, ends, sizes)
             totals.add(record, len(ends), len(ids), sum(sizes) if token_bytes is not None else 0)

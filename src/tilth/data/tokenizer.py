@@ -4,7 +4,6 @@ Text that spells a special token inside a document stays text: a corpus cannot f
 The `tokenizers` library runs in threads; set TOKENIZERS_PARALLELISM=false to keep it to one.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,9 @@ class Tokenizer:
         if found is None:
             raise BadInput(f"The tokenizer has no token {end_of_text!r} to end a document with; name one that it has "
                            f"(`end_of_text`).")
+        if not any(token.special for token in inner.get_added_tokens_decoder().values()
+                   if token.content == end_of_text):
+            inner.add_special_tokens([AddedToken(end_of_text, special=True)])  # keeps its id; now text cannot spell it
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
@@ -55,10 +57,16 @@ class Tokenizer:
         encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.uint32) for one in encoded]
 
-    def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (tokens,) and the characters each covers, (tokens, 2): start and end; tokens may share a character."""
+    def offsets(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The characters that each of the `ids` (tokens,) of `text` covers: start and end, int64 (tokens, 2). A token
+        of part of a character covers that character."""
+        utf8 = np.frombuffer(text.encode(), np.uint8)
+        if self.token_bytes is not None:
+            ends = np.cumsum(self.token_bytes[ids])
+            if len(ids) and ends[-1] == len(utf8):  # not so where a prefix space was added
+                return character_offsets(utf8, ends)
         encoded = self.inner.encode(text, add_special_tokens=False)
-        return np.array(encoded.ids, np.uint32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoded.offsets, np.int64).reshape(-1, 2)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         return self.inner.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
@@ -66,7 +74,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> np.ndarray | None:
         """Bytes of text that each id stands for, int64 (V,); special tokens none. None if not byte-level."""
-        if "ByteLevel" not in json.dumps(json.loads(self.inner.to_str())["decoder"]):
+        if self.inner.normalizer is not None or not isinstance(self.inner.decoder, decoders.ByteLevel):
             return None
         lengths = np.zeros(self.vocab_size, np.int64)
         added = self.inner.get_added_tokens_decoder()
@@ -101,6 +109,14 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
             raise BadInput(f"{file} is not a tokenizer that `tokenizers` can read: {error}.") from error
         return cls(inner, end_of_text or find_end_of_text(inner, file))
+
+
+def character_offsets(utf8: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Start and end character, int64 (tokens, 2), of tokens that end before the bytes `ends` (tokens,) of `utf8`."""
+    begins_character = np.append((utf8 & 0xC0) != 0x80, True)  # continuation bytes are 10xxxxxx
+    before = np.concatenate([[0], np.cumsum(begins_character)])  # characters that begin before each byte
+    begins = np.concatenate([[0], ends[:-1]])
+    return np.stack([before[begins] - ~begins_character[begins], before[ends]], axis=1)
 
 
 WELL_KNOWN = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eot_id|>")
