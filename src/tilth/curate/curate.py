@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
+from pydantic import Field
 
 from tilth import __version__
 from tilth.curate import held_out as held
@@ -45,10 +45,10 @@ class CurateConfig(Config):
     """
 
     inputs: list[one_of(Input, INPUTS)]  # type: ignore[valid-type]
-    attributes: list[one_of(Attribute, ATTRIBUTES)] = []  # type: ignore[valid-type]
-    rules: list[one_of(Rule, RULES)] = []  # type: ignore[valid-type]
+    attributes: list[one_of(Attribute, ATTRIBUTES)] = Field(default_factory=list)  # type: ignore[valid-type]
+    rules: list[one_of(Rule, RULES)] = Field(default_factory=list)  # type: ignore[valid-type]
     exact_duplicates: bool = True
-    held_out: HeldOut | None = HeldOut()
+    held_out: HeldOut | None = Field(default_factory=HeldOut)
 
     def curate(self, folder: Path | str, seed: int, workers: int = 1) -> dict[str, Any]:
         """Curate into a folder; see `curate`."""
@@ -142,12 +142,22 @@ def _prepare(plan: Plan, identity: str) -> dict[str, Any] | None:
         if result.get("identity") == identity:
             return dict(result)
     if not begun.exists() or read_json(begun) != identity:
-        for pattern in OUTPUTS:
-            for path in plan.folder.glob(pattern):
-                path.unlink()
-        shutil.rmtree(plan.work, ignore_errors=True)
+        _clear(plan, ours=finished.exists() or begun.exists())
         write_json(begun, identity)
     return None
+
+
+def _clear(plan: Plan, ours: bool) -> None:
+    """Take away what other inputs or another recipe left here; BadInput if it was not curate that left it."""
+    old = [path for pattern in OUTPUTS for path in plan.folder.glob(pattern)]
+    if old and not ours:
+        raise BadInput(f"{plan.folder} holds {old[0].name}, which was not written by an earlier run of curate here; "
+                       f"it would be overwritten. Choose another folder.")
+    if old:
+        say(f"  {plan.folder}: the inputs or the recipe changed; curating again")
+    for path in old:
+        path.unlink()
+    shutil.rmtree(plan.work, ignore_errors=True)
 
 
 def _first_passes(plan: Plan, shards: list[Shard], workers: int) -> None:
@@ -167,6 +177,8 @@ def _run(what: str, work: Any, plan: Plan, todo: list[Any], shards: list[Shard],
     if done and todo:
         say(f"  {what}: {len(shards) - len(todo)} of {len(shards)} shards were finished before")
     progress = Progress(what, total, "B", done)
+    if workers <= 1:  # in this process a shard can tell how far it is
+        todo = [(*task, lambda within: progress.update(done + within)) for task in todo]
     for task in map_shards(work, todo, workers):
         done += task[1].stored_bytes
         progress.update(done)

@@ -6,6 +6,7 @@ probability below 1e-20.
 """
 
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -29,7 +30,7 @@ def digests(texts: pl.Series) -> np.ndarray:
     content = memoryview(array.buffers()[2] or b"")
     # A loop over documents: hashlib offers no batch form, and hashing itself is what takes the time.
     joined = b"".join(blake2b(content[start:end], digest_size=16).digest()
-                      for start, end in zip(ends, ends[1:], strict=False))
+                      for start, end in pairwise(ends))
     return np.frombuffer(joined, "<u8").reshape(-1, 2)
 
 

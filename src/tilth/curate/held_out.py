@@ -23,10 +23,10 @@ class HeldOut(Config):
     copy if more than `overlap` of its windows of `shingle_words` words are held out, or if it holds more than that
     of one held-out document."""
 
-    minimum_bytes: int = Field(1 << 20, ge=1)
-    share: float = Field(0.1, gt=0, lt=1)
-    shingle_words: int = Field(8, ge=1)
-    overlap: float = Field(0.5, gt=0, le=1)
+    minimum_bytes: int = Field(default=1 << 20, ge=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
+    shingle_words: int = Field(default=8, ge=1)
+    overlap: float = Field(default=0.5, gt=0, le=1)
 
 
 def draw(seed: int, ids: Iterable[str]) -> np.ndarray:

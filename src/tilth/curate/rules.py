@@ -4,6 +4,7 @@ Rules act in the order of the recipe, each on the text as the ones before left i
 batch; a corpus rule (duplicates) decides over everything that the document rules kept.
 """
 
+import re
 from typing import Any, ClassVar
 
 import polars as pl
@@ -11,6 +12,9 @@ from pydantic import field_validator, model_validator
 
 from tilth.curate.attributes import TEXT, record_column
 from tilth.recipe import Config
+
+
+GROUP = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
 
 
 class Rule(Config):
@@ -180,6 +184,20 @@ class Rewrite(Pattern):
     kind: str = "rewrite"
     rewrites_text: ClassVar[bool] = True
     replacement: str = ""
+
+    @model_validator(mode="after")
+    def _groups_exist(self) -> "Rewrite":
+        # The engine would replace an unknown group by nothing, and it takes `$1a` for a group called `1a`.
+        known = {"0"}
+        groups = pl.Series([""]).str.extract_groups(self.pattern).dtype
+        if isinstance(groups, pl.Struct):
+            known |= {field.name for field in groups.fields} | {str(at + 1) for at in range(len(groups.fields))}
+        for match in GROUP.finditer(self.replacement.replace("$$", "")):
+            name = match.group(1) or match.group(2)
+            if name not in known:
+                raise ValueError(f"the replacement names the group '{name}', which the pattern does not have (write "
+                                 f"${{1}} before letters or digits, $$ for a dollar sign)")
+        return self
 
     def rewrites(self) -> pl.Expr:
         return TEXT.str.replace_all(self.pattern, self.replacement)

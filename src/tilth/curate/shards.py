@@ -7,6 +7,7 @@ last one written, hence the sign that the shard is done).
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,9 +26,10 @@ from tilth.curate.rules import CorpusRule, DocumentRule
 from tilth.curate.shingles import ShingleSet
 from tilth.data.inputs import Input
 from tilth.data.records import SCHEMA, Quarantine, check_schema, read_records
+from tilth.recipe import BadInput
 from tilth.recipe.files import write_json, writing
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], None]  # told how much of the shard's stored bytes is done
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class ParquetOut:
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.file, self.schema, compression="zstd")
         if table.num_rows:
-            self.writer.write_table(table.cast(self.schema), row_group_size=table.num_rows)
+            self.writer.write_table(_as_schema(table, self.schema), row_group_size=table.num_rows)
 
     def close(self, empty: pl.DataFrame) -> None:
         """Finish the file; if nothing was written, it has the columns of `empty` and no rows."""
@@ -89,19 +91,27 @@ class ParquetOut:
         self.writer.close()
 
 
+def _as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    try:
+        return table.cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise BadInput(f"A column changed its type between two batches (an attribute must always give the same): "
+                       f"{error}. It was {schema.to_string(show_schema_metadata=False)!r}.") from error
+
+
 def first_pass(plan: Plan, shard: Shard, advance: Advance | None = None) -> None:
     """Read, measure, apply the document rules, and leave the shard's four files in the work folder."""
     pipeline = Pipeline(plan.rules, plan.attributes)
     read, number = Amount(), shard.number
-    with (Quarantine(plan.quarantine(number)) as quarantine, writing(plan.part(number, "records")) as records_file,
-          writing(plan.part(number, "attributes")) as attributes_file, writing(plan.part(number, "index")) as index_file):
-        outs = [ParquetOut(records_file, SCHEMA), ParquetOut(attributes_file), ParquetOut(index_file)]
+    with Quarantine(plan.quarantine(number)) as quarantine, ExitStack() as stack:
+        files = [stack.enter_context(writing(plan.part(number, what))) for what in ("records", "attributes", "index")]
+        outs = [ParquetOut(file, schema) for file, schema in zip(files, (SCHEMA, None, None), strict=True)]
         for batch in shard.input.read(quarantine, shard.paths):
             frames = _first_pass_batch(plan, pipeline, check_schema(batch), read)
             for out, frame in zip(outs, frames, strict=True):
                 out.write(frame)
             if advance is not None:
-                advance(read.bytes)
+                advance(min(read.bytes, shard.stored_bytes))
         empty = _first_pass_batch(plan, pipeline, pa.RecordBatch.from_pylist([], SCHEMA), read)
         for out, frame in zip(outs, empty, strict=True):
             out.close(frame)
@@ -144,7 +154,7 @@ def second_pass(plan: Plan, shard: Shard, decisions: pl.DataFrame, advance: Adva
             sources.append(source_amounts(stay))
             reasons.append(dropped_by)
             if advance is not None:
-                advance(done)
+                advance(shard.stored_bytes * done // decisions.height)
         out.close(pl.DataFrame(pl.from_arrow(pa.RecordBatch.from_pylist([], SCHEMA))))
     _write_attributes(plan, number, pl.concat(reasons) if reasons else pl.Series("dropped_by", [], pl.String))
     write_json(plan.part(number, "second-summary"), {

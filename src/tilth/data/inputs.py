@@ -16,6 +16,7 @@ from tilth.recipe import BadInput, Config
 from tilth.recipe.frame import nearest
 
 GIB = 1 << 30
+EMPTY = "empty text"  # counted, but no fault: it never stops a run
 
 
 class Input(Config):
@@ -37,9 +38,9 @@ class Input(Config):
     license_column: str = "license"
     attribution_column: str = "attribution"
     on_bad: Literal["quarantine", "error"] = "quarantine"
-    max_record_bytes: int = Field(GIB // 4, ge=1)
-    max_decompressed_bytes: int = Field(64 * GIB, ge=1)
-    max_ratio: float = Field(200, gt=1)
+    max_record_bytes: int = Field(default=GIB // 4, ge=1)
+    max_decompressed_bytes: int = Field(default=64 * GIB, ge=1)
+    max_ratio: float = Field(default=200, gt=1)
 
     def suffixes(self) -> tuple[str, ...] | None:
         """Which files of a folder belong to this input; None for all."""

@@ -7,6 +7,7 @@ every run. Hidden files and folders (a part beginning with a dot, `__pycache__`)
 import glob
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -86,12 +87,16 @@ def _expand_local(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path] if os.path.isfile(path) else []
     # os.walk does not follow links to folders, so a link to a parent cannot loop.
-    return [os.path.join(folder, file) for folder, folders, files in os.walk(path)
-            if not _prune(folders) for file in files if not is_hidden(file)]
+    return walk(path, is_hidden)
 
 
-def _prune(folders: list[str]) -> None:
-    folders[:] = [folder for folder in folders if not is_hidden(folder)]
+def walk(top: str, left_out: Callable[[str], bool]) -> list[str]:
+    """All files below a local folder, without the files and folders whose name is left out."""
+    found = []
+    for folder, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if not left_out(name)]  # os.walk goes only where this list says
+        found += [os.path.join(folder, file) for file in files if not left_out(file)]
+    return found
 
 
 def is_hidden(part: str) -> bool:
@@ -115,7 +120,7 @@ def open_binary(path: str) -> BinaryIO:
     """The bytes of a file as they are stored (compressed files stay compressed)."""
     try:
         if not is_remote(path):
-            return open(path, "rb")  # noqa: SIM115 - the caller closes it
+            return open(path, "rb")  # the caller closes it
         system, inside = file_system(path)
         return cast(BinaryIO, system.open(inside, "rb"))
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ the batch (or by the largest single record), never by the file.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -65,8 +66,7 @@ def read_records(path: Path | str) -> Iterator[pa.RecordBatch]:
     with open(path, "rb") as handle, pq.ParquetFile(handle) as file:
         for group in range(file.num_row_groups):
             # A row group is one written batch, hence bounded; this keeps its rows together.
-            for batch in file.read_row_group(group, columns=list(COLUMNS)).combine_chunks().to_batches():
-                yield batch
+            yield from file.read_row_group(group, columns=list(COLUMNS)).combine_chunks().to_batches()
 
 
 def is_encodable(text: str) -> bool:
@@ -107,7 +107,7 @@ class Quarantine:
     def add(self, path: str, reason: str, *, line: int | None = None, record: int | str | None = None) -> None:
         """Count one record and write where it is: `line` counts from 1; `record` is a row from 0, or an id."""
         where: dict[str, Any] = {"line": line} if line is not None else {"record": record}
-        self.counts[reason] += 1
+        self.counts[reason.partition(":")[0]] += 1  # what follows a colon is about this record alone
         if self._file is not None:
             append_json_line(self._file, {"path": plain(path), **where, "reason": reason})
 
@@ -117,14 +117,36 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def json_text(value: Mapping[str, Any]) -> str | None:
-    """Compact JSON of a record's other columns, in their order; null if there are none.
+def metadata_text(fields: Mapping[str, Any]) -> str | None:
+    """Compact JSON of a record's other fields, in their order; null if there are none.
 
-    Values that JSON has no form for (dates, decimals) are written as their string.
+    A field `metadata` that holds an object (or the JSON of one) is laid open, so that its keys are keys of the
+    record's metadata. What JSON has no form for is written as a string (dates, decimals) or null (NaN).
     """
-    if not value:
-        return None
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_string)
+    inner = fields.get("metadata")
+    if isinstance(inner, str) and inner.startswith("{"):
+        try:
+            inner = json.loads(inner)
+        except ValueError:
+            inner = None  # some other text, kept as it is
+    if isinstance(inner, dict):
+        fields = {**inner, **{key: value for key, value in fields.items() if key != "metadata"}}
+    return _json(fields) if fields else None
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_string, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), default=_as_string)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_string(value: Any) -> str:

@@ -2,11 +2,10 @@
 
 Source code (comments and docstrings with it) has the source `python-stdlib`; the topics of the interactive help,
 which are prose of the language reference, have the source `python-docs`, a document each. Tests are left out, and so
-are installed packages and the build settings that `sysconfig` generates for one machine.
+are installed packages, empty files, and the build settings that `sysconfig` generates for one machine.
 """
 
 import ast
-import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 
@@ -35,8 +34,7 @@ class StdlibInput(Input):
 
     def paths(self) -> list[str]:
         folder = self.folder()
-        found = [os.path.join(place, file) for place, folders, files in os.walk(folder) if not _prune(folders)
-                 for file in files if file.endswith(".py") and not file.startswith(("_sysconfigdata", "."))]
+        found = [path for path in locations.walk(folder, _left_out) if path.endswith(".py")]
         if not found:
             raise BadInput(f"No Python source in {folder}, where this Python says its standard library is (it may be "
                            f"zipped or stripped). Use another Python, or set the input's `path`.")
@@ -69,8 +67,8 @@ class StdlibInput(Input):
                 "attribution": self.attribution, "metadata": None}
 
 
-def _prune(folders: list[str]) -> None:
-    folders[:] = [folder for folder in folders if folder not in LEFT_OUT and not folder.startswith(".")]
+def _left_out(name: str) -> bool:
+    return name in LEFT_OUT or name.startswith((".", "_sysconfigdata"))
 
 
 def read_topics(text: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 from tilth.data import locations
-from tilth.data.inputs import Input
+from tilth.data.inputs import EMPTY, Input
 from tilth.data.records import Quarantine, Record
 
 SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".py")
@@ -29,9 +29,8 @@ class FilesInput(Input):
         return SUFFIXES
 
     def records_of(self, path: str, name: str, quarantine: Quarantine) -> Iterator[Record]:
-        size = locations.size(path)
-        if size > self.max_record_bytes:
-            return self.bad(quarantine, path, f"{size:,} bytes, over max_record_bytes", record=name)
+        if locations.size(path) > self.max_record_bytes:
+            return self.bad(quarantine, path, "longer than max_record_bytes", record=name)
         with locations.open_binary(path) as file:
             content = file.read()
         try:
@@ -41,7 +40,7 @@ class FilesInput(Input):
         if path.lower().endswith((".html", ".htm")):
             text = html_text(text)
         if not text:
-            return self.bad(quarantine, path, "no text", record=name)
+            return quarantine.add(path, EMPTY, record=name)
         record = self.make_record({}, text, name, self.default_source(), None)
         if record is None:
             return self.bad(quarantine, path, "the file's name or text holds lone surrogates", record=ascii(name))
