@@ -75,7 +75,7 @@ def held_out_chart(held_out: list[dict[str, Any]], scores: Scores) -> Markup | N
     top = axis_top(own, 0.12)
     above = [y for _, y in own if top is not None and y > top]
     references = [Reference(rival.name, rival.value) for rival in scores.rivals]
-    note = f"The axis is cut: {_listed(above)} before it." if above else ""
+    note = f"The axis is cut: the first values are {_listed(above)}." if above else ""
     return line_chart("Held-out text, beside rivals", series, x_label=X_LABEL, y_label="bits per byte", y_most=top,
                       references=references, show=lambda v: decimals(v, 3), show_x=short, note=note)
 

@@ -16,6 +16,8 @@ from tilth.report.sections import cost, curves, data, facts, headline, samples, 
 from tilth.report.sources import read_sources
 from tilth.report.templating import environment
 
+MOST_ROWS = 40  # of a table of sources: a crawl may have thousands
+
 
 def write_report(run_folder: Path | str) -> Path:
     """Write `RUN/report.html` from the files of the run and return its path.
@@ -44,4 +46,4 @@ def render(run: Run, written: datetime | None = None) -> str:
     }
     moment = (written or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
     return environment().get_template("run.html.j2").render(
-        run=run, written=moment, tilth_version=tilth.__version__, **sections)
+        run=run, written=moment, tilth_version=tilth.__version__, most_rows=MOST_ROWS, **sections)

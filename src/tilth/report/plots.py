@@ -69,7 +69,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         listed = ", ".join(f"{r.name} {show(r.value)}" for r in far)
         note = f"{note} Off the axis: {listed}.".strip()
     svg = canvas(title, _describe(series, x_label, y_label, show), height, parts, width)
-    return figure(title, svg, legend=_legend(series, bool(drawn)), note=note)
+    return figure(title, svg, legend=_legend(series, bool(drawn)) if width == WIDTH else None, note=note)
 
 
 def _usable(points: Sequence[Point], x_log: bool, y_log: bool) -> list[Point]:
@@ -93,7 +93,7 @@ def _frame(series: Sequence[Series], references: Sequence[Reference], x_log: boo
     good = [r for r in references if math.isfinite(_place(r.value, y_log))]
     drawn = [r for r in good if min(ys) - 0.6 * span <= r.value <= max(ys) + 0.6 * span]
     far = [r for r in good if r not in drawn]
-    right = width - (98 if drawn else 12)
+    right = width - (112 if drawn else 12)
     plot = height - TOP - BOTTOM
     near_zero = not x_log and 0 < min(xs) < 0.1 * max(xs)
     x = fit([*xs, 0.0] if near_zero else xs, LEFT, right, log=x_log, pad=0.0 if max(xs) > min(xs) else 0.04)
