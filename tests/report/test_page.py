@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from tilth.recipe import BadInput
 from tilth.report import write_report
+from tilth.report.page import render
+from tilth.report.reading import read_run
+from tilth.report.sources import read_sources
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import dump, make_run
@@ -145,6 +149,21 @@ def test_broken_files_do_not_hide_the_rest(tmp_path: Path, file: str, content: s
         assert Path(file).name in page.words, "the page names the file that cannot be read"
 
 
+def test_sources_join_over_the_stages_and_hide_no_missing_licence(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    dump(run / "curate" / "report.json", {"sources": [
+        {"source": "web", "license": "MIT", "documents": 3, "bytes": 30},
+        {"source": "web", "license": None, "documents": 1, "bytes": 10}]})
+    dump(run / "tokenize" / "report.json", {"sources": [
+        {"source": "web", "license": "MIT", "documents": 3, "bytes": 30, "tokens": 9},
+        {"source": "web", "license": None, "documents": 1, "bytes": 10, "tokens": 2},
+        {"source": "ready", "license": "CC0-1.0", "documents": 2, "bytes": 8, "tokens": 4}]})
+    web, ready = read_sources(read_run(run))
+    assert (web.name, web.license, web.documents, web.bytes, web.pool_tokens) == ("web", "MIT, not stated", 4, 40, 11)
+    assert (ready.name, ready.documents, ready.pool_tokens, ready.drawn) == ("ready", 2, 4, None)
+    assert "Some sources state no licence." in Page(write_report(run).read_text(encoding="utf-8")).words
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no run"):
         write_report(tmp_path)
@@ -153,10 +172,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
-    from tilth.report.page import render
-    from tilth.report.reading import read_run
-
     run, moment = make_run(tmp_path / "run", steps=30), datetime(2026, 1, 1, tzinfo=UTC)
     assert render(read_run(run), moment) == render(read_run(run), moment)

@@ -33,7 +33,7 @@ from tilth.report.formats import (
 from tilth.report.masking import mask_personal
 from tilth.report.reading import Run, listing, mapping
 from tilth.report.scores import Score, Scores
-from tilth.report.sources import Source, measure
+from tilth.report.sources import UNSTATED, Source, measure
 
 EXAMPLES, EXAMPLE_CHARACTERS, SAMPLE_CHARACTERS = 3, 600, 4000
 
@@ -141,7 +141,7 @@ def training_data(sources: list[Source]) -> dict[str, Any] | None:
     if found:
         charts = [source_share(sources, *found), licence_share(sources, *found)]
     return {"sources": sources, "whole": whole, "columns": columns, "charts": charts,
-            "unstated": any(not one.licenses for one in sources)}
+            "unstated": any(UNSTATED in one.license for one in sources)}
 
 
 def data(run: Run) -> dict[str, Any] | None:

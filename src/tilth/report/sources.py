@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilth.report.formats import finite
 from tilth.report.reading import Run, listing, mapping
+
+UNSTATED = "not stated"
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Source:
 
     @property
     def license(self) -> str:
-        return ", ".join(self.licenses) or "not stated"
+        return ", ".join(self.licenses) or UNSTATED
 
 
 def read_sources(run: Run) -> list[Source]:
@@ -33,15 +36,21 @@ def read_sources(run: Run) -> list[Source]:
             one.licenses.append(str(license))
         return one
 
+    def stated(entry: dict[str, Any]) -> str:
+        # A part of a source without a licence must not hide behind the part that has one.
+        return str(entry.get("license") or UNSTATED)
+
     for entry in listing(mapping(run.json("curate", "report.json")).get("sources")):
-        one = source(entry.get("source", entry.get("name", "?")), entry.get("license"))
+        one = source(entry.get("source", entry.get("name", "?")), stated(entry))
         one.documents = _plus(one.documents, entry.get("documents"))
         one.bytes = _plus(one.bytes, entry.get("bytes"))
+    curated = set(found)
     for entry in listing(mapping(run.json("tokenize", "report.json")).get("sources")):
         one = source(entry.get("source", entry.get("name", "?")), entry.get("license"))
         one.pool_tokens = _plus(one.pool_tokens, entry.get("tokens", entry.get("value")))
-        if one.bytes is None:
-            one.bytes = finite(entry.get("bytes"))
+        if one.name not in curated:  # a run that starts from finished documents has no curated folder
+            one.documents = _plus(one.documents, entry.get("documents"))
+            one.bytes = _plus(one.bytes, entry.get("bytes"))
     for name, drawn in mapping(run.summary("pretrain").get("sources")).items():
         entry = drawn if isinstance(drawn, dict) else {"tokens": drawn}
         one = source(name, entry.get("license"))
