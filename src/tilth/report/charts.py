@@ -76,7 +76,8 @@ def held_out_chart(held_out: list[dict[str, Any]], scores: Scores) -> Markup | N
     above = [y for _, y in own if top is not None and y > top]
     references = [Reference(rival.name, rival.value) for rival in scores.rivals]
     note = f"The axis is cut: the first values are {_listed(above)}." if above else ""
-    return line_chart("Held-out text, beside rivals", series, x_label=X_LABEL, y_label="bits per byte", y_most=top,
+    title = "Held-out text, beside rivals" if references else "Held-out text"
+    return line_chart(title, series, x_label=X_LABEL, y_label="bits per byte", y_most=top,
                       references=references, show=lambda v: decimals(v, 3), show_x=short, note=note)
 
 

@@ -66,7 +66,7 @@ def read_scores(run: Run, held_out_lines: list[dict[str, Any]]) -> Scores:
               if name not in _NOT_RIVALS]
     tasks = [found for task, metrics in results.items() if task != "held_out" and not task.startswith(_BY_SOURCE)
              for found in _task(task, metrics)]
-    return Scores(own, [rival for rival in rivals if rival], _sources(results, last), tasks, _bytes(run, held_out))
+    return Scores(own, [rival for rival in rivals if rival], _sources(results, last), tasks, _bytes(held_out))
 
 
 def score(name: str, value: Any, own: bool = False) -> Score | None:
@@ -102,10 +102,7 @@ def _task(task: str, metrics: Any) -> list[TaskScore]:
     return found
 
 
-def _bytes(run: Run, held_out: dict[str, Any]) -> float | None:
-    for entry in held_out.values():
-        number = finite(mapping(entry).get("bytes"))
-        if number:
-            return number
-    report = mapping(run.json("curate", "report.json"))
-    return finite(mapping(report.get("held_out")).get("bytes"))
+def _bytes(held_out: dict[str, Any]) -> float | None:
+    """Size of the text that was scored; unknown before evaluation, as training may score only a part of it."""
+    sizes = [finite(mapping(held_out.get(name)).get("bytes")) for name in [OWN, *held_out]]
+    return next((size for size in sizes if size), None)
