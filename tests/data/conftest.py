@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tilth.data.pool import Field, Pool, PoolWriter, token_field
 
@@ -38,3 +39,36 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 @pytest.fixture
 def new_pool(tmp_path: Path) -> Callable[..., Pool]:
     return lambda records, **more: make_pool(tmp_path / "pool", records, **more)
+
+
+class InOrder:
+    """A policy: all units in order, `size` a stretch, each of weight two; remembers what it is told."""
+
+    def __init__(self, units, size=7, needs_losses=False):
+        self.units, self.size, self.needs_losses = units, size, needs_losses
+        self.at, self.told = 0, []
+
+    def draw(self, stretch):
+        drawn = np.arange(self.at, min(self.at + self.size, self.units))
+        self.at = (int(drawn[-1]) + 1) % self.units
+        return drawn
+
+    def weights(self, batch, losses):
+        return torch.full_like(batch["weight"], 2.0)
+
+    def bind(self, probe):
+        self.probe = probe
+
+    def observe(self, unit_id, loss):
+        self.told.append((unit_id.tolist(), loss.tolist()))
+
+    def state_dict(self):
+        return {"at": self.at, "told": len(self.told)}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+@pytest.fixture(scope="session")
+def in_order() -> type[InOrder]:
+    return InOrder

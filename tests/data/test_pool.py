@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tilth.data.pool import Field, Pool, PoolWriter, token_field
-from tilth.recipe import BadInput
+from tilth.recipe import BadInput, RunFailed
 
 
 def columns(names, source="web"):
@@ -94,6 +94,22 @@ def test_a_failed_write_leaves_the_old_pool(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fields", "units.parquet"]
 
 
+def test_a_full_disk_is_a_failed_run_and_leaves_nothing(tmp_path):
+    class Full:
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    write(tmp_path, [np.array([1, 2])])
+    with pytest.raises(RunFailed, match="No space left"), PoolWriter(tmp_path, {"tokens": token_field(9)}) as writer:
+        writer._files["tokens"] = Full()
+        writer.append({"tokens": [[1]]}, columns(["a"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fields", "units.parquet"]
+    assert Pool.open(tmp_path).get("tokens", 0).tolist() == [1, 2]
+
+
 def test_two_units_of_one_name_and_no_unit(tmp_path):
     with pytest.raises(BadInput, match="'a#0'"), PoolWriter(tmp_path, {"tokens": token_field(9)}) as writer:
         writer.append({"tokens": [[1], [2]]}, columns(["a", "a"]))
@@ -122,7 +138,12 @@ def plant_pickle(folder):
     np.save(folder / "fields" / "tokens.offsets.npy", np.array([object()] * 3, object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("damage", [shorten, disorder, plant_pickle,
+def forget(folder):
+    path = folder / "fields" / "fields.json"
+    path.write_text(path.read_text().replace('"sources"', '"other"'))
+
+
+@pytest.mark.parametrize("damage", [shorten, disorder, plant_pickle, forget,
                                     lambda folder: (folder / "fields" / "source.bin").unlink()])
 def test_damage_is_bad_input(tmp_path, damage):
     write(tmp_path, [np.array([1, 2]), np.array([3])])

@@ -16,33 +16,9 @@ from tilth.recipe import BadInput
 L = 16
 
 
-class InOrder:
-    """A policy of the tests: all units, `size` a stretch, again and again; remembers what it was told."""
-
-    def __init__(self, units, size=7, needs_losses=False):
-        self.units, self.size, self.needs_losses = units, size, needs_losses
-        self.at, self.told = 0, []
-
-    def draw(self, stretch):
-        drawn = np.arange(self.at, min(self.at + self.size, self.units))
-        self.at = (int(drawn[-1]) + 1) % self.units
-        return drawn
-
-    def weights(self, batch, losses):
-        return torch.full_like(batch["weight"], 2.0)
-
-    def observe(self, unit_id, loss):
-        self.told.append((unit_id.tolist(), loss.tolist()))
-
-    def state_dict(self):
-        return {"at": self.at, "told": len(self.told)}
-
-    def load_state_dict(self, state):
-        self.at = state["at"]
-
-
-def stream_of(pool, **more):
-    return PackedStream(pool, InOrder(len(pool)), L, seed=5, **more)
+@pytest.fixture(scope="session")
+def stream_of(in_order):
+    return lambda pool, seed=5, **more: PackedStream(pool, in_order(len(pool)), L, seed=seed, **more)
 
 
 def equal(one: Batch, two: Batch) -> bool:
@@ -59,15 +35,15 @@ def segments(batch: Batch):
         yield unit, *(batch[key].flatten()[where] for key in ("tokens", "targets", "positions"))
 
 
-def one_epoch(pool, rows=4):
-    stream, batches = stream_of(pool), []
+def one_epoch(stream, rows=4):
+    batches = []
     while stream.epoch < 1:
         batches.append(stream.next(rows))
     return batches
 
 
-def test_fields_of_a_batch(pool):
-    for batch in one_epoch(pool):
+def test_fields_of_a_batch(pool, stream_of):
+    for batch in one_epoch(stream_of(pool)):
         assert batch["tokens"].shape == batch["targets"].shape == batch["unit_index"].shape == (4, L)
         for unit, inputs, targets, positions in segments(batch):
             assert positions.tolist() == list(range(len(positions)))
@@ -86,7 +62,7 @@ def test_fields_of_a_batch(pool):
         assert all(batch[key].dtype == torch.int64 for key in batch if key != "weight")
 
 
-def test_every_token_is_predicted_once_an_epoch(pool):
+def test_every_token_is_predicted_once_an_epoch(pool, stream_of):
     stream, seen, rows = stream_of(pool), [], 0
     stretches = -(-len(pool) // 7)
     while stream.stretch < stretches - 1 or stream.row < stream.stretch_rows:
@@ -99,7 +75,7 @@ def test_every_token_is_predicted_once_an_epoch(pool):
     assert stream.padded == pytest.approx(1 - len(seen) / (rows * L))
 
 
-def test_units_longer_than_a_row_are_split_and_counted(new_pool):
+def test_units_longer_than_a_row_are_split_and_counted(new_pool, stream_of):
     pool = new_pool([40, 5], unit_tokens=40)
     stream = stream_of(pool)
     batch = stream.next(3)
@@ -109,7 +85,7 @@ def test_units_longer_than_a_row_are_split_and_counted(new_pool):
 
 @settings(max_examples=25, deadline=None)
 @given(before=st.integers(0, 30), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_resumed_anywhere_equals_uninterrupted(pool, before, sizes):
+def test_resumed_anywhere_equals_uninterrupted(pool, stream_of, before, sizes):
     whole, rows = stream_of(pool), stream_of(pool)
     for _ in range(before):
         rows.next(1)
@@ -125,7 +101,7 @@ def test_resumed_anywhere_equals_uninterrupted(pool, before, sizes):
 
 @settings(max_examples=15, deadline=None)
 @given(world=st.integers(2, 4), size=st.integers(1, 5))
-def test_several_processes_see_the_rows_of_one(pool, world, size):
+def test_several_processes_see_the_rows_of_one(pool, stream_of, world, size):
     alone = stream_of(pool)
     together = [stream_of(pool, rank=rank, world=world) for rank in range(world)]
     for _ in range(8):
@@ -137,12 +113,12 @@ def test_several_processes_see_the_rows_of_one(pool, world, size):
     assert len({(stream.tokens, stream.rows) for stream in [alone, *together]}) == 1
 
 
-def test_another_seed_gives_another_order(pool):
-    assert not equal(stream_of(pool).next(20), PackedStream(pool, InOrder(len(pool)), L, seed=6).next(20))
+def test_another_seed_gives_another_order(pool, stream_of):
+    assert not equal(stream_of(pool).next(20), stream_of(pool, seed=6).next(20))
 
 
-def test_weights_wait_for_losses_where_the_policy_needs_them(pool):
-    policy = InOrder(len(pool), needs_losses=True)
+def test_weights_wait_for_losses_where_the_policy_needs_them(pool, in_order):
+    policy = in_order(len(pool), needs_losses=True)
     stream = PackedStream(pool, policy, L, seed=1)
     batch = stream.next(2)
     assert stream.needs_losses
@@ -152,7 +128,7 @@ def test_weights_wait_for_losses_where_the_policy_needs_them(pool):
     assert policy.told[0][0] == batch["unit_id"].tolist()
 
 
-def test_state_of_another_pool_or_version(pool, new_pool):
+def test_state_of_another_pool_or_version(pool, stream_of, new_pool):
     stream = stream_of(pool)
     stream.next(20)
     state = stream.state_dict()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilth.data.held_out import EvalRows
 from tilth.data.pool import Pool
 from tilth.data.tokenize import (
     DocumentTexts,
@@ -111,6 +112,8 @@ def test_tokenized_arrays(tmp_path):
     report = pool_from_arrays(records, tmp_path / "unknown", 4, 257, 256)
     assert Pool.open(tmp_path / "unknown").column("bytes").tolist() == [-1, -1, -1]
     assert report["bytes_per_token"] is None
+    with pytest.raises(BadInput, match="how many bytes"):
+        EvalRows(Pool.open(tmp_path / "unknown"), 8).bytes_by_source  # noqa: B018
 
 
 @pytest.mark.parametrize("bad", [257, -1, 2**33])

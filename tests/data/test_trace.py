@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from test_stream import L, InOrder
 
 from tilth.data.batch import IGNORED
 from tilth.data.stream import PackedStream
@@ -10,11 +9,13 @@ from tilth.data.trace import compress_rows, decompress_rows, trace_steps
 from tilth.recipe import BadInput
 
 
-def stream_with_log(pool, folder, **more):
-    return PackedStream(pool, InOrder(len(pool)), L, seed=3, log_folder=folder / "drawn", **more)
+@pytest.fixture(scope="session")
+def stream_with_log(in_order):
+    return lambda pool, folder, **more: PackedStream(pool, in_order(len(pool)), 16, seed=3,
+                                                     log_folder=folder / "drawn", **more)
 
 
-def test_trace_names_what_the_batches_held(pool, tmp_path):
+def test_trace_names_what_the_batches_held(pool, stream_with_log, tmp_path):
     stream = stream_with_log(pool, tmp_path)
     unit_ids = pool.column("unit_id")
     for step in range(12):
@@ -28,7 +29,7 @@ def test_trace_names_what_the_batches_held(pool, tmp_path):
         assert (table["end"] - table["start"] >= table["tokens"]).all()
 
 
-def test_a_resumed_run_cuts_the_log_and_writes_it_again(pool, tmp_path):
+def test_a_resumed_run_cuts_the_log_and_writes_it_again(pool, stream_with_log, tmp_path):
     stream = stream_with_log(pool, tmp_path)
     stream.next(10)
     state, before = stream.state_dict(), stream.stretch
@@ -41,17 +42,29 @@ def test_a_resumed_run_cuts_the_log_and_writes_it_again(pool, tmp_path):
     assert trace_steps(tmp_path, pool, 0, 40).equals(whole)
 
 
-def test_only_the_first_process_writes(pool, tmp_path):
+def test_a_new_run_forgets_the_log_of_an_abandoned_one(pool, stream_with_log, tmp_path):
+    stream_with_log(pool, tmp_path).next(60)
+    fresh = stream_with_log(pool, tmp_path)
+    fresh.next(1)
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["drawn-00000.npy"]
+    with pytest.raises(BadInput, match=f"ends at row {fresh.stretch_rows}"):
+        trace_steps(tmp_path, pool, 59, 60)
+
+
+def test_only_the_first_process_writes(pool, stream_with_log, tmp_path):
     stream_with_log(pool, tmp_path, rank=1, world=2).next(3)
     assert not (tmp_path / "drawn").exists()
 
 
-def test_rows_that_were_not_drawn(pool, tmp_path):
+def test_rows_that_were_not_drawn(pool, stream_with_log, tmp_path):
     with pytest.raises(BadInput, match="no log"):
         trace_steps(tmp_path, pool, 0, 5)
     stream_with_log(pool, tmp_path).next(3)
     with pytest.raises(BadInput, match="not drawn yet"):
         trace_steps(tmp_path, pool, 10_000, 10_001)
+    (tmp_path / "drawn" / "drawn-00000.npy").write_bytes(b"")
+    with pytest.raises(BadInput, match="damaged"):
+        trace_steps(tmp_path, pool, 0, 1)
 
 
 def test_rows_as_text():

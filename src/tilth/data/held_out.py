@@ -12,6 +12,7 @@ import numpy as np
 from tilth.data.batch import Batch, Pieces, build_batch
 from tilth.data.packing import pack
 from tilth.data.pool import Pool
+from tilth.recipe import BadInput
 
 
 class EvalRows:
@@ -43,8 +44,12 @@ class EvalRows:
 
     @property
     def bytes_by_source(self) -> np.ndarray:
-        """UTF-8 bytes of the text that is predicted, over all processes, int64 (sources,)."""
+        """UTF-8 bytes of the text that is predicted, over all processes, int64 (sources,). BadInput if the pool was
+        made from tokens without their tokenizer."""
         counts = self.pool.column("bytes")[self._units]
+        if (counts < 0).any():
+            raise BadInput(f"The pool {self.pool.folder} does not know how many bytes of text its tokens stand for; "
+                           f"make it again with the tokenizer that made the tokens.")
         totals = np.zeros(len(self.pool.sources), np.int64)
         np.add.at(totals, self.pool.source[self._units], counts)
         return totals
@@ -69,18 +74,15 @@ def record_bounds(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread(tokens: np.ndarray, limit: int | None) -> np.ndarray:
-    """Records to take: all, or every k-th so that they make about `limit` of their `tokens` (records,)."""
+    """Records to take: all, or evenly spaced ones that make about `limit` of their `tokens` (records,)."""
     total = int(tokens.sum())
     if limit is None or total <= limit:
         return np.arange(len(tokens))
-    # A record is taken where the running total of tokens * share passes the next whole record's worth.
-    quota = np.arange(1, len(tokens) + 1) * (limit / total)
-    return np.flatnonzero(np.diff(np.floor(quota + 1e-9), prepend=0) > 0) if limit * len(tokens) >= total else (
-        np.array([int(np.argmin(np.abs(tokens - limit)))]))
+    count = max(1, round(len(tokens) * limit / total))
+    return np.floor((np.arange(count) + 0.5) * len(tokens) / count).astype(np.int64)
 
 
-def windows(pool: Pool, first: np.ndarray, last: np.ndarray, row_length: int,
-            stride: int) -> tuple[Pieces, int]:
+def windows(pool: Pool, first: np.ndarray, last: np.ndarray, row_length: int, stride: int) -> tuple[Pieces, int]:
     """Windows over the tokens of records (units first..last-1), packed: the pieces and the number of rows."""
     offsets = np.asarray(pool.offsets("tokens"))
     begin, tokens = offsets[first], offsets[last] - offsets[first]

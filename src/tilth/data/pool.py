@@ -12,7 +12,7 @@ every pool, so that training needs numpy and nothing else. Only what asks for te
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -99,14 +99,15 @@ class PoolWriter:
         self._record = -1
         self._last_record: str | None = None
         self._lengths: dict[str, list[np.ndarray]] = {name: [] for name, field in fields.items() if field.ragged}
-        self._stack = ExitStack()
         self._parquet: pyarrow.parquet.ParquetWriter | None = None
 
     def __enter__(self) -> "PoolWriter":
-        self._beside = self._stack.enter_context(writing_folder(self.folder / "fields"))
-        self._units_file: BinaryIO = self._stack.enter_context(writing(self.folder / "units.parquet"))
-        self._files = {name: self._stack.enter_context((self._beside / f"{name}.bin").open("wb"))
-                       for name in self.fields}
+        with ExitStack() as stack:
+            self._beside = stack.enter_context(writing_folder(self.folder / "fields"))
+            self._units_file: BinaryIO = stack.enter_context(writing(self.folder / "units.parquet"))
+            self._files = {name: stack.enter_context((self._beside / f"{name}.bin").open("wb"))
+                           for name in self.fields}
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
@@ -202,6 +203,10 @@ class PoolWriter:
         raise BadInput(f"Two units are called {twice!r}: two records have the same id. Give each record its own id.")
 
 
+def _version(facts: Any) -> Any:
+    return facts.get("version") if isinstance(facts, dict) else None
+
+
 class Pool:
     """A pool on disk, memory-mapped. Rows are units; `pool.get("tokens", i)` is a view of the file."""
 
@@ -221,12 +226,16 @@ class Pool:
         if not described.is_file():
             raise BadInput(f"There is no pool at {folder} (no {described}); `tilth tokenize` makes one.")
         facts = read_json(described)
-        if facts.get("version") != VERSION:
-            raise BadInput(f"The pool {folder} has version {facts.get('version')}; this Tilth reads version {VERSION}. "
+        if not isinstance(facts, dict) or facts.get("version") != VERSION:
+            raise BadInput(f"The pool {folder} has version {_version(facts)}; this Tilth reads version {VERSION}. "
                            f"Tokenize again, or use the Tilth that wrote it.")
-        fields = {name: Field(one["dtype"], tuple(one["shape"]), one["ragged"])
-                  for name, one in facts["fields"].items()}
-        return cls(folder, facts, fields)
+        try:
+            fields = {name: Field(one["dtype"], tuple(one["shape"]), one["ragged"])
+                      for name, one in facts["fields"].items()}
+            return cls(folder, facts, fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"The pool {folder} is damaged: {described.name} lacks something ({error!r}). Tokenize "
+                           f"again.") from error
 
     def _damaged(self, why: str) -> BadInput:
         return BadInput(f"The pool {self.folder} is damaged: {why}. Tokenize again.")
@@ -235,10 +244,10 @@ class Pool:
         path = self.folder / "fields" / f"{name}.offsets.npy"
         try:
             offsets = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise self._damaged(f"{path.name} cannot be read ({error})") from error
         if offsets.dtype != np.dtype("<i8") or offsets.shape != (self.units + 1,) or offsets[0] != 0 or (
-                np.diff(offsets) < 0).any():
+                offsets[1:] < offsets[:-1]).any():
             raise self._damaged(f"{path.name} does not hold the offsets of {self.units} units")
         return offsets
 
@@ -282,13 +291,16 @@ class Pool:
 
     @property
     def end_of_text(self) -> int:
-        if "end_of_text" not in self.facts:
-            raise BadInput(f"The pool {self.folder} does not name its end-of-text token; it is not a pool of text.")
-        return self.facts["end_of_text"]
+        return self._fact("end_of_text")
 
     @property
     def vocab_size(self) -> int:
-        return self.facts["vocab_size"]
+        return self._fact("vocab_size")
+
+    def _fact(self, name: str) -> int:
+        if name not in self.facts:
+            raise BadInput(f"The pool {self.folder} does not name its {name}; it is not a pool of text.")
+        return self.facts[name]
 
     def column(self, name: str) -> np.ndarray:
         """A column of the units (U,): a fixed field of no shape, else from units.parquet (text as objects)."""
@@ -315,7 +327,3 @@ class Pool:
         from tilth.data.tokenizer import Tokenizer
 
         return Tokenizer.load(self.folder)
-
-    def describe(self) -> dict[str, Any]:
-        return {**{key: value for key, value in self.facts.items() if key != "fields"},
-                "fields": {name: asdict(field) for name, field in self.fields.items()}}

@@ -33,6 +33,9 @@ class Draws(Protocol):
     def weights(self, batch: Batch, losses: torch.Tensor | None) -> torch.Tensor:
         """How much each unit of the batch counts, float32 (U,). `losses` (U,) if `needs_losses`."""
 
+    def bind(self, probe: Any) -> None:
+        """Take what asks the current model about units."""
+
     def observe(self, unit_id: np.ndarray, loss: np.ndarray) -> None:
         """Mean loss a token (nats) of trained units, both (U,); every process must be told of the whole batch."""
 
@@ -107,6 +110,10 @@ class PackedStream:
         """The policy's weights (U,) for a batch, given each unit's mean loss (U,) if `needs_losses`."""
         return self.policy.weights(batch, losses).float()
 
+    def bind(self, probe: Any) -> None:
+        """Give the policy what asks the current model about units, before the first batch."""
+        self.policy.bind(probe)
+
     def observe(self, unit_id: torch.Tensor, loss: torch.Tensor) -> None:
         """Tell the policy the mean loss a token (nats) of trained units, both (U,)."""
         self.policy.observe(unit_id.detach().cpu().numpy(), loss.detach().float().cpu().numpy())
@@ -121,6 +128,7 @@ class PackedStream:
             self.split += self._split
             if self.log is not None:
                 assert self.pieces is not None
+                self.log.cut(self.stretch)  # what an abandoned run in the same folder may have left
                 self.log.write(self.stretch, self.served, self.pieces, self.pool)
         assert self.pieces is not None
         return self.pieces

@@ -67,9 +67,7 @@ def read_rows(folder: Path, first_row: int, last_row: int) -> np.ndarray:
         raise BadInput(f"There is no log of what was drawn at {folder}; the run did not write one.")
     parts, upto = [], 0
     for _, path in files:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-        if table.dtype != PIECE or not len(table):
-            raise BadInput(f"{path} is not a log of drawn units.")
+        table = _load(path)
         upto = int(table["row"][-1]) + 1
         if upto > first_row and int(table["row"][0]) < last_row:
             low, high = np.searchsorted(table["row"], [first_row, last_row])
@@ -77,6 +75,16 @@ def read_rows(folder: Path, first_row: int, last_row: int) -> np.ndarray:
     if first_row >= upto:
         raise BadInput(f"Rows {first_row}:{last_row} were not drawn yet; the log {folder} ends at row {upto}.")
     return np.concatenate(parts)
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); the log of what was drawn is damaged.") from error
+    if table.dtype != PIECE or not len(table):
+        raise BadInput(f"{path} is not a log of drawn units.")
+    return table
 
 
 def trace_steps(stage_folder: Path | str, pool: Pool, first_row: int, last_row: int) -> "pl.DataFrame":

@@ -65,7 +65,12 @@ class Policy:
         return units
 
     def weights(self, batch: Batch, losses: torch.Tensor | None) -> torch.Tensor:
-        return self.weigher.weights(batch, losses)
+        """Weight of each unit of the batch, float32 (U,); see `Weigher.weights`."""
+        weights = self.weigher.weights(batch, losses)
+        if weights.shape != batch["unit_id"].shape:
+            raise BadInput(f"{type(self.weigher).__name__} gave weights of shape {tuple(weights.shape)} for "
+                           f"{len(batch['unit_id'])} units; it must give one a unit.")
+        return weights
 
     def observe(self, unit_id: np.ndarray, loss: np.ndarray) -> None:
         for part in self._parts().values():
@@ -104,7 +109,9 @@ class Policy:
         numbers = (stretch,) if source is None else (stretch, source, int(self.passes[source]))
         chosen = np.asarray(self.selector.select(candidates, stretch, generator(self.seed, "select", *numbers)))
         chosen = np.unique(chosen.astype(np.int64))
-        if not np.isin(chosen, candidates).all():
+        free = np.zeros(len(self.drawn), bool)
+        free[candidates] = True
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(free) or not free[chosen].all()):
             raise BadInput(f"{type(self.selector).__name__} selected a unit that was not among the candidates.")
         return chosen
 
