@@ -55,16 +55,16 @@ def _front_matter(licenses: Sequence[str], languages: Sequence[str]) -> str:
     return "\n".join([*lines, "pipeline_tag: text-generation", "library_name: transformers", "tags:", "- tilth", "---"])
 
 
+MARKS = {ord(mark): f"&#{ord(mark)};" for mark in "\\`*_[]<>|#&"}
+
+
 def _text(value: Any) -> str:
     """One line of plain text: names come from data, so neither markup nor a table's bars may pass."""
     if isinstance(value, float):
         value = f"{value:.6g}"
     elif isinstance(value, int) and not isinstance(value, bool):
         value = f"{value:,}"
-    text = " ".join(str(value).split())
-    for mark in "\\`*_[]<>|#":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return text
+    return " ".join(str(value).split()).translate(MARKS)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -16,8 +16,8 @@ HARMLESS = {"architectures", "model_type", "transformers_version", "dtype", "tor
             "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "pretraining_tp",
             "_name_or_path", "return_dict", "output_attentions", "output_hidden_states", "attn_implementation",
             "_attn_implementation", "_attn_implementation_autoset", "max_sequence_length", "unsloth_version",
-            "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "is_encoder_decoder", "task_specific_params",
-            "original_max_position_embeddings"}
+            "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "is_encoder_decoder",
+            "task_specific_params", "original_max_position_embeddings"}
 READ = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "rope_theta",
         "rope_parameters", "rope_scaling", "attention_bias", "mlp_bias", "tie_word_embeddings", "sliding_window"}

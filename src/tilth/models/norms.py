@@ -33,7 +33,8 @@ class _RMSNormOnCPU(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives: `scale` depends on x, so let autograd see how
             y = F.rms_norm(x, weight.shape, weight, ctx.epsilon)
-            return *torch.autograd.grad(y, (x, weight), grad, create_graph=True), None
+            grad_x, grad_weight = torch.autograd.grad(y, (x, weight), grad, create_graph=True)
+            return grad_x, grad_weight, None
         product = (grad * x).flatten(0, -2)
         mean = torch.mv(product, weight).view(scale.shape) / x.shape[-1]
         grad_weight = torch.mv(product.t(), scale.flatten())
