@@ -108,12 +108,14 @@ class Policy:
             return candidates
         numbers = (stretch,) if source is None else (stretch, source, int(self.passes[source]))
         chosen = np.asarray(self.selector.select(candidates, stretch, generator(self.seed, "select", *numbers)))
-        chosen = np.unique(chosen.astype(np.int64))
-        free = np.zeros(len(self.drawn), bool)
+        chosen = chosen.astype(np.int64)
+        # Masks rather than sorts: a pool can have a hundred million units.
+        free, taken = np.zeros(len(self.drawn), bool), np.zeros(len(self.drawn), bool)
         free[candidates] = True
-        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(free) or not free[chosen].all()):
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(free) or not free[chosen].all()):
             raise BadInput(f"{type(self.selector).__name__} selected a unit that was not among the candidates.")
-        return chosen
+        taken[chosen] = True
+        return np.flatnonzero(taken)
 
     def _draw_pass(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """An even part of what the pass still holds, so that its last stretch is not a few units that pack badly."""
