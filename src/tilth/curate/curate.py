@@ -78,6 +78,7 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     if not summary_of(summaries, "read").documents:
         raise _empty(inputs, quarantined)
     decisions = decide(plan, shards)
+    _make_room(plan)
     held_part = write_held_out(plan, shards, decisions)
     _second_passes(plan, shards, decisions, workers)
     result = _report(plan, shards, identity, summaries, quarantined, held_part)
@@ -141,23 +142,29 @@ def _prepare(plan: Plan, identity: str) -> dict[str, Any] | None:
         result = read_json(finished)
         if result.get("identity") == identity:
             return dict(result)
+    old = _outputs(plan)
+    if old and not (finished.exists() or begun.exists()):
+        raise BadInput(f"{plan.folder} holds {old[0].name}, which was not written by an earlier run of curate here; "
+                       f"it would be overwritten. Choose another folder.")
     if not begun.exists() or read_json(begun) != identity:
-        _clear(plan, ours=finished.exists() or begun.exists())
+        if old:
+            say(f"  {plan.folder}: the inputs or the recipe changed; curating again")
+        shutil.rmtree(plan.work, ignore_errors=True)
         write_json(begun, identity)
     return None
 
 
-def _clear(plan: Plan, ours: bool) -> None:
-    """Take away what other inputs or another recipe left here; BadInput if it was not curate that left it."""
-    old = [path for pattern in OUTPUTS for path in plan.folder.glob(pattern)]
-    if old and not ours:
-        raise BadInput(f"{plan.folder} holds {old[0].name}, which was not written by an earlier run of curate here; "
-                       f"it would be overwritten. Choose another folder.")
-    if old:
-        say(f"  {plan.folder}: the inputs or the recipe changed; curating again")
-    for path in old:
-        path.unlink()
-    shutil.rmtree(plan.work, ignore_errors=True)
+def _outputs(plan: Plan) -> list[Path]:
+    return sorted(path for pattern in OUTPUTS for path in plan.folder.glob(pattern))
+
+
+def _make_room(plan: Plan) -> None:
+    """Take away, once, what other inputs or another recipe left here: only now is the new result certain enough."""
+    done = plan.work / "made-room.json"
+    if not done.exists():
+        for path in _outputs(plan):
+            path.unlink()
+        write_json(done, True)
 
 
 def _first_passes(plan: Plan, shards: list[Shard], workers: int) -> None:

@@ -13,7 +13,6 @@ from pydantic import field_validator, model_validator
 from tilth.curate.attributes import TEXT, record_column
 from tilth.recipe import Config
 
-
 GROUP = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
 
 

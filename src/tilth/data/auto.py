@@ -70,4 +70,5 @@ class AutoInput(Input):
                             f"them to the tokenize stage.")
         seen = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common(5))
         return BadInput(f"{self.path} holds no file that a reader knows (found {seen}). Known are .jsonl, .ndjson "
-                        f"(also .gz, .zst), .parquet, {', '.join(text_files.SUFFIXES)} and saved datasets; or set `kind`.")
+                        f"(also .gz, .zst), .parquet, {', '.join(text_files.SUFFIXES)} "
+                        f"and saved datasets; or set `kind`.")

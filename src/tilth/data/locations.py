@@ -68,7 +68,8 @@ def name(path: str) -> str:
 def relative(path: str, place: str) -> str:
     """A path below `place`, as ids use it: always forward slashes, never the machine's own folders."""
     if is_remote(path):
-        return path.removeprefix(place.rstrip("/") + "/")
+        # Protocols are written in more than one way (`memory://a`, `memory:///a`); inner paths in one.
+        return file_system(path)[1].removeprefix(file_system(place)[1].rstrip("/") + "/")
     return os.path.relpath(path, place).replace(os.sep, "/")
 
 
@@ -112,8 +113,9 @@ def _expand_remote(path: str) -> list[str]:
             found = system.find(inside) if system.exists(inside) else []
     except OSError as error:
         raise BadInput(f"Could not list {path}: {error}. Check the address and your credentials.") from error
+    fixed = file_system(root(path))[1]
     return [system.unstrip_protocol(item) for item in found
-            if not any(is_hidden(part) for part in item.removeprefix(inside).split("/"))]
+            if not any(is_hidden(part) for part in item.removeprefix(fixed).split("/"))]
 
 
 def open_binary(path: str) -> BinaryIO:

@@ -15,8 +15,8 @@ from tilth.recipe import BadInput
 
 MAGIC = b"MMIDIDX\x00\x00"
 # Codes of Megatron's index; floats exist there, but are no token ids.
-DTYPES: dict[int, np.dtype] = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"),
-          8: np.dtype("<u2")}
+DTYPES: dict[int, np.dtype] = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"),
+                               5: np.dtype("<i8"), 8: np.dtype("<u2")}
 HEADER = struct.Struct("<QBQQ")  # version, dtype code, sequences, document boundaries
 
 
