@@ -36,7 +36,8 @@ def test_duplicates_agree_with_a_plain_loop(texts):
     expected = []
     for at, text in enumerate(texts):
         # White space as the engine's \s has it: Unicode's property, which is not quite str.split's.
-        spaces = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200b)))
+        spaces = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+        spaces += "".join(map(chr, range(0x2000, 0x200b)))
         key = unicodedata.normalize("NFC", " ".join(
             "".join(" " if sign in spaces else sign for sign in text).split(" ")))
         while "  " in key:

@@ -164,12 +164,12 @@ def test_changes_are_curated_again_and_foreign_files_are_kept(corpus, tmp_path):
     assert not (folder / "held_out.parquet").exists()
     assert looser["held_out"] == {"documents": 0, "bytes": 0, "sha256": None,
                                   "near_copies_removed": {"documents": 0, "bytes": 0}}
-    with pytest.raises(BadInput, match="may be held out"):
+    with pytest.raises(BadInput, match=r"may be held out"):
         run(config(corpus, held_out={"minimum_bytes": 1 << 20}), folder)
     assert read_json(folder / "report.json") == looser  # an error loses nothing
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "documents-00000.parquet").write_text("precious")
-    with pytest.raises(BadInput, match="not written by an earlier run of curate"):
+    with pytest.raises(BadInput, match=r"not written by an earlier run of curate"):
         run(config(corpus), tmp_path / "mine")
     assert (tmp_path / "mine" / "documents-00000.parquet").read_text() == "precious"
 
@@ -195,15 +195,15 @@ def test_errors_say_what_to_do(tmp_path, corpus):
     with pytest.raises(BadInput, match=r"The corpus has [\d,]+ bytes after the rules.*set `held_out.minimum_bytes` to"):
         run(config(corpus, held_out={"minimum_bytes": 1 << 20}), tmp_path / "o4")
     every = [{"kind": "drop", "attribute": "words", "minimum": 0, "name": "all"}]
-    with pytest.raises(BadInput, match="The rules left no document: 'all' alone dropped 252 of 252"):
+    with pytest.raises(BadInput, match=r"The rules left no document: 'all' alone dropped 252 of 252"):
         run(config(corpus, rules=every, held_out=None), tmp_path / "o5")
-    with pytest.raises(BadInput, match="Two rules are called 'normalize'"):
+    with pytest.raises(BadInput, match=r"Two rules are called 'normalize'"):
         run(config(corpus, rules=["normalize", "normalize"]), tmp_path / "o6")
     with pytest.raises(BadInput, match=r"part-0\.jsonl, line 64: lone surrogates"):
         run(config(corpus, inputs=[{"path": str(corpus), "on_bad": "error"}]), tmp_path / "o7")
     with pytest.raises(BadInput, match=r"part-0\.jsonl, line 64: lone surrogates"):
         run(config(corpus, inputs=[{"path": str(corpus), "on_bad": "error"}]), tmp_path / "o8", workers=2)
-    with pytest.raises(BadInput, match="Unknown key `held_out.minimum`"):
+    with pytest.raises(BadInput, match=r"Unknown key `held_out.minimum`"):
         config(corpus, held_out={"minimum": 5})
 
 
@@ -221,3 +221,12 @@ def test_any_corpus_adds_up_and_keeps_its_bytes(tmp_path_factory, texts):
     dropped = sum(rule["dropped"]["documents"] for rule in report["rules"])
     assert len(texts) == report["kept"]["documents"] + dropped + report["quarantined"]["documents"]
     assert set(pl.read_parquet(folder / "out" / "documents-00000.parquet")["text"]) <= set(texts)
+
+
+def test_duplicates_can_stay_or_be_placed_among_the_rules(corpus, tmp_path):
+    without = run(config(corpus, exact_duplicates=False, held_out=None), tmp_path / "a")
+    assert [rule["name"] for rule in without["rules"]] == ["normalize", "short"]
+    placed = [*RULES, {"kind": "exact_duplicates", "name": "same text"}]
+    report = run(config(corpus, rules=placed, exact_duplicates=False, held_out=None), tmp_path / "b")
+    assert report["rules"][2]["name"] == "same text" and report["rules"][2]["dropped"]["documents"] == 4
+    assert without["kept"]["documents"] == report["kept"]["documents"] + 4

@@ -190,9 +190,9 @@ def test_attributes_and_rules_from_outside():
                                   attributes=[f"{here}:Two"])
     assert measured.columns == ["id", "first", "last", "dropped_by"]
     assert measured["dropped_by"].to_list() == ["mirror", None, "mirror"] and tally.dropped.documents == 2
-    with pytest.raises(BadInput, match="returned columns.*promised"):
+    with pytest.raises(BadInput, match=r"returned columns.*promised"):
         apply(records("a"), attributes=[{"kind": f"{here}:Two", "wrong": True}])
-    with pytest.raises(BadInput, match="'words' of 'words' is computed twice"):
+    with pytest.raises(BadInput, match=r"'words' of 'words' is computed twice"):
         apply(records("a"), attributes=["words", "words"])
     with pytest.raises(BadInput, match=r"does not derive from tilth\.curate\.attributes\.Attribute"):
         configured([], [f"{here}:Quiet"])

@@ -110,14 +110,14 @@ def test_text_column_missing_everywhere_names_the_nearest(tmp_path):
 
 def test_json_array_is_told_from_json_lines(tmp_path):
     path = write_lines(tmp_path / "a.json", b'[{"text": "a"},', b'{"text": "b"}]')
-    with pytest.raises(BadInput, match="a JSON array, not JSON lines"):
+    with pytest.raises(BadInput, match=r"a JSON array, not JSON lines"):
         read(make(path=str(path)))
 
 
 def test_bombs_are_capped(tmp_path):
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * (66 << 20), 1))
-    with pytest.raises(BadInput, match="unpacks to more than 200 times"):
+    with pytest.raises(BadInput, match=r"unpacks to more than 200 times"):
         read(make(path=str(path), max_record_bytes=1000))
     with pytest.raises(BadInput, match=r"unpacks to more than 2,000,000 bytes.*max_decompressed_bytes"):
         read(make(path=str(path), max_decompressed_bytes=2_000_000))
@@ -163,9 +163,9 @@ def test_parquet(tmp_path):
     assert quarantine.counts == {"no 'text'": 1, "empty text": 1}
     with pytest.raises(BadInput, match=r"t\.parquet, record 2: no 'text'"):
         read(make(path=str(tmp_path), on_bad="error"))
-    with pytest.raises(BadInput, match="no column 'body'.*It has id, text, n"):
+    with pytest.raises(BadInput, match=r"no column 'body'.*It has id, text, n"):
         read(make(path=str(tmp_path), text_column="body"))
-    with pytest.raises(BadInput, match="'n' is int64, not text"):
+    with pytest.raises(BadInput, match=r"'n' is int64, not text"):
         read(make(path=str(tmp_path), text_column="n"))
 
 
@@ -203,7 +203,7 @@ def test_files_keep_their_bytes(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.txt").write_text("hidden")
-    (tmp_path / "sub" / "b.txt").write_bytes("one\r\ntwo\0".encode())
+    (tmp_path / "sub" / "b.txt").write_bytes(b"one\r\ntwo\0")
     (tmp_path / "a.py").write_bytes("# -*- coding: latin-1 -*-\r\nx = 'é'\r\n".encode("latin-1"))
     (tmp_path / "c.html").write_text("<title>T</title><p>A &amp; <b>B</b><script>x</script>")
     (tmp_path / "d.bin").write_bytes(b"\0")
@@ -240,9 +240,9 @@ def test_auto_prefers_records_to_a_readme(tmp_path):
 
 
 def test_nothing_to_read(tmp_path):
-    with pytest.raises(BadInput, match="No file at .*missing"):
+    with pytest.raises(BadInput, match=r"No file at .*missing"):
         read(make(path=str(tmp_path / "missing.jsonl")))
-    with pytest.raises(BadInput, match="No file at"):
+    with pytest.raises(BadInput, match=r"No file at"):
         read(make(path=f"{tmp_path}/*.jsonl"))
     (tmp_path / "x.jpg").write_bytes(b"1")
     with pytest.raises(BadInput, match=r"no file that a reader knows \(found 1 x \.jpg\)"):
@@ -250,7 +250,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(BadInput, match=r"holds 1 files, but none that ends in \.jsonl"):
         read(make(kind="jsonl", path=str(tmp_path)))
     (tmp_path / "ids.npy").write_bytes(b"1")
-    with pytest.raises(BadInput, match="give them to the tokenize stage"):
+    with pytest.raises(BadInput, match=r"give them to the tokenize stage"):
         read(make(path=str(tmp_path)))
     with pytest.raises(BadInput, match=r"did you mean 'jsonl'"):
         make(kind="json", path="x")
@@ -265,7 +265,7 @@ def test_paths_through_fsspec():
     assert [(row["text"], row["id"], row["source"]) for row in read(item)] == [
         ("a", "a.jsonl:1", "corpus"), ("b", "b.jsonl:1", "corpus")]
     assert len({part["sha256"] for part in item.fingerprint()}) == 2
-    with pytest.raises(BadInput, match="file system that fsspec does not know"):
+    with pytest.raises(BadInput, match=r"file system that fsspec does not know"):
         read(make(path="nosuch://x"))
 
 
@@ -282,12 +282,12 @@ def test_saved_dataset(tmp_path):
     assert [row["text"] for row in read(make(path=str(tmp_path)))] == ["train one", "two"]
     row = read(make(kind="dataset", path=str(tmp_path), split="test"))[1]
     assert (row["id"], row["metadata"]) == ("data-00000-of-00001.arrow#1", '{"label":1}')
-    with pytest.raises(BadInput, match="has the splits train, test; set `split`.*not 'dev'"):
+    with pytest.raises(BadInput, match=r"has the splits train, test; set `split`.*not 'dev'"):
         read(make(kind="dataset", path=str(tmp_path), split="dev"))
     (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"no arrow")
-    with pytest.raises(BadInput, match="no Arrow stream, or damaged"):
+    with pytest.raises(BadInput, match=r"no Arrow stream, or damaged"):
         read(make(path=str(tmp_path)))
-    with pytest.raises(BadInput, match="no folder that datasets.save_to_disk wrote"):
+    with pytest.raises(BadInput, match=r"no folder that datasets.save_to_disk wrote"):
         read(make(kind="dataset", path=str(tmp_path / "nothing")))
 
 

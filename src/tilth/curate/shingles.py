@@ -40,6 +40,13 @@ class ShingleSet:
 
     def __init__(self, hashes: np.ndarray, text_of: np.ndarray, counts: np.ndarray, size: int):
         self.hashes, self.text_of, self.counts, self.size = hashes, text_of, counts, size
+        # Most windows of a corpus are not in the set: a table of 32 places for each hash turns 97 % of them away
+        # at the cost of one look-up, where a binary search would take twenty.
+        self.table = np.zeros(1 << max(10, (32 * len(hashes)).bit_length()), bool)
+        self.table[self._place(hashes)] = True
+
+    def _place(self, hashes: np.ndarray) -> np.ndarray:
+        return (hashes & np.uint64(len(self.table) - 1)).astype(np.int64)
 
     @classmethod
     def of(cls, texts: pl.Series, size: int) -> "ShingleSet":
@@ -67,9 +74,11 @@ class ShingleSet:
         and of the windows of any one text of the set, those that occur in it (a long text may quote a short one
         whole)."""
         hashes, text_of = shingles(texts, self.size)
+        own = np.bincount(text_of, minlength=len(texts))
+        likely = np.flatnonzero(self.table[self._place(hashes)])
+        hashes, text_of = hashes[likely], text_of[likely]
         left = np.searchsorted(self.hashes, hashes, "left")
         found = np.searchsorted(self.hashes, hashes, "right") - left
-        own = np.bincount(text_of, minlength=len(texts))
         hits = np.bincount(text_of, weights=found > 0, minlength=len(texts))
         result = np.divide(hits, own, out=np.zeros(len(texts)), where=own > 0)
         np.maximum.at(result, *self._quoted(text_of, left, found))

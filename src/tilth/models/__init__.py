@@ -7,9 +7,10 @@ from tilth.models.card import model_card
 from tilth.models.config import ModelConfig, TransformerConfig
 from tilth.models.generate import generate
 from tilth.models.huggingface import export_llama, import_llama
+from tilth.models.output import token_losses
 from tilth.models.transformer import Transformer
 
 MODELS: Mapping[str, "type[ModelConfig] | str"] = {"transformer": TransformerConfig}
 
 __all__ = ["MODELS", "Cache", "ModelConfig", "Transformer", "TransformerConfig", "export_llama", "generate",
-           "import_llama", "model_card"]
+           "import_llama", "model_card", "token_losses"]

