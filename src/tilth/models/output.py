@@ -1,8 +1,8 @@
 """Losses of tokens from hidden states, without the logits of a whole batch at once.
 
 Full logits are the largest tensor of a step, and cross entropy over them holds three of that size. In chunks that fit
-the processor's cache they need no memory to speak of and are faster too: on one core, 8192 tokens x 8192 vocabulary x
-width 320 in float32, forward and backward: 1.41 s as `F.cross_entropy`, 1.1 s here.
+the processor's cache it is less to hold and faster: on one core, 8192 tokens x 8192 vocabulary x width 320 in float32,
+forward and backward, take 1.47 s by `F.cross_entropy`, 1.07 s here, and 1.43 s with no logits kept at all.
 
 Shapes: N tokens, V vocabulary, D width, C tokens of a chunk.
 """
