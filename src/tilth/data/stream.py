@@ -25,7 +25,8 @@ from tilth.recipe import BadInput
 class Draws(Protocol):
     """What the stream asks of a policy (`tilth.select.Policy` is one)."""
 
-    needs_losses: bool
+    @property
+    def needs_losses(self) -> bool: ...
 
     def draw(self, stretch: int) -> np.ndarray:
         """Units of the coming stretch: rows of the pool, int64 (n,), n > 0."""

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from tilth.models import token_losses
 from tilth.objectives.loss import Batch, Loss, Objective, sum_by_unit, units_of
 
 
@@ -20,17 +21,17 @@ class Causal(Objective):
     kind: str = "causal"
     z_loss: float = Field(0.0, ge=0)
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
-        logits = model(batch["tokens"], segments=batch["unit_index"], positions=batch["positions"])
+    def __call__(self, model: Any, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
+        hidden = model.hidden(batch["tokens"], segments=batch["unit_index"], positions=batch["positions"])
         targets = batch["targets"]
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
-        total = sum_by_unit(nll, batch["unit_index"], units_of(batch))
         terms = {}
         if self.z_loss:
-            predicted = targets != -100
-            z = torch.logsumexp(logits[predicted].float(), dim=-1)
-            terms["z_loss"] = self.z_loss * z.square().mean()
-        return Loss(total, self.count(batch), terms)
+            logits = model.head(hidden).float()
+            nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
+            terms["z_loss"] = self.z_loss * torch.logsumexp(logits[targets != -100], dim=-1).square().mean()
+        else:  # never holds the logits of a whole batch
+            nll = token_losses(hidden, model.output_weight, targets)
+        return Loss(sum_by_unit(nll, batch["unit_index"], units_of(batch)), self.count(batch), terms)
 
     def count(self, batch: Batch) -> Tensor:
         return sum_by_unit((batch["targets"] != -100).float(), batch["unit_index"], units_of(batch))

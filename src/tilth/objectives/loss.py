@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tilth.recipe.frame import Config
 
@@ -16,7 +16,7 @@ Couples = Literal["none", "batch", "global"]
 class Loss:
     """Sums and counts per unit, so that units of unequal length average rightly over any number of micro-batches.
 
-    total (U,): summed loss of each unit, in nats (or the objective's own unit); count (U,): how many predictions it sums.
+    total (U,): summed loss of each unit, in nats (or the objective's own unit); count (U,): its number of predictions.
     terms: penalties that belong to no unit, each a scalar already scaled; under accumulation a micro-batch's penalty
     counts by its share of the global batch's predictions. couples: whether the loss of a unit depends on the others.
     """
@@ -32,7 +32,7 @@ class Objective(Config):
 
     kind: str = ""
 
-    def __call__(self, model: nn.Module, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
+    def __call__(self, model: Any, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
         raise TypeError(f"{type(self).__name__} does not say how to compute its loss: define __call__.")
 
     def count(self, batch: Batch) -> Tensor:

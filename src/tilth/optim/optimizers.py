@@ -74,7 +74,7 @@ class AdamW(OptimizerConfig):
 
 
 class Muon(OptimizerConfig):
-    """Muon for hidden matrices (Jordan et al. 2024: momentum, then orthogonalised by Newton-Schulz), AdamW for the rest.
+    """Muon for hidden matrices (Jordan et al. 2024: momentum orthogonalised by Newton-Schulz), AdamW for the rest.
 
     `lr` is AdamW's rate; Muon's is `lr * matrix_lr_scale`, with torch's `match_rms_adamw` shape factor
     0.2 * sqrt(max(rows, columns)) (Liu et al. 2025), so that one rate suits both.

@@ -65,7 +65,7 @@ class OneOf:
 
 def one_of(base: type[Config], known: Mapping[str, "type[Config] | str"]) -> Any:
     """The annotation of a field that holds one of `known` (or an outside class that derives from `base`)."""
-    return Annotated[SerializeAsAny[base], OneOf(base, known)]  # type: ignore[valid-type]
+    return Annotated[SerializeAsAny[base], OneOf(base, known)]  # type: ignore[valid-type, misc]
 
 
 def as_mapping(value: Any, path: str = "") -> dict[str, Any]:

@@ -136,8 +136,7 @@ def _from_yaml(path: Path) -> dict[str, Any]:
         return data
     whole = load_recipe(str(path.parent / base) if str(base).endswith((".py", ".yaml", ".yml")) else base)
     plain = whole.model_dump(mode="json")
-    new_stages = {key: value for key, value in data.pop("stages", {}).items()}
-    for key, value in new_stages.items():
+    for key, value in data.pop("stages", {}).items():
         plain["stages"][key] = merge(plain["stages"].get(key), value)
     for key, value in data.items():
         set_key(plain, key, value)

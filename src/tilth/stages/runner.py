@@ -80,7 +80,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _run_stage(recipe: Recipe, name: str, run: Path, hardware: Hardware, command: str) -> dict[str, Any]:
     stage, folder = recipe.stages[name], run / name
-    inputs = [*stage.files(), *[{"stage": one, "result": _result_of(run / one)} for one in stage.inputs()]]
+    inputs = [*stage.files(), *[{"stage": one, "result": _result_of(run / one)} for one in stage.reads()]]
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
     if manifest and manifest["inputs"] != inputs:
         say(f"{name}: run again, because {_changed_inputs(manifest['inputs'], inputs)} changed")
@@ -124,8 +124,8 @@ def _write_run_manifest(recipe: Recipe, folder: Path) -> None:
     stages = {}
     for name in recipe.stages:
         path = folder / name / "manifest.json"
-        state = "not started" if not path.exists() else "unfinished" if read_json(path)["summary"] is None else "finished"
-        stages[name] = state
+        summary = read_json(path)["summary"] if path.exists() else None
+        stages[name] = "finished" if summary is not None else "unfinished" if path.exists() else "not started"
     write_json(folder / "manifest.json", {
         "recipe": recipe.name, "tilth": tilth.__version__, "python": sys.version.split()[0],
         "platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads(),

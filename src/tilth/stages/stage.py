@@ -48,7 +48,7 @@ class Stage(Config):
     uses_seed: ClassVar[bool] = False
     kind: str = ""
 
-    def inputs(self) -> list[str]:
+    def reads(self) -> list[str]:
         """Names of the stages of the same recipe whose folders this one reads."""
         return []
 
@@ -91,8 +91,8 @@ class Recipe(Config):
         return done
 
     def _inputs_of(self, name: str) -> list[str]:
-        for one in self.stages[name].inputs():
+        for one in self.stages[name].reads():
             if one not in self.stages:
                 raise BadInput(f"The stage '{name}' reads a stage '{one}', which the recipe does not have"
                                f"{nearest(one, self.stages)} Its stages are {', '.join(self.stages)}.")
-        return self.stages[name].inputs()
+        return self.stages[name].reads()

@@ -61,8 +61,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         try:
             save_file(tensors, beside / "tensors.safetensors")
         except Exception as error:  # safetensors wraps a full disk in its own error type; it is re-raised as ours
-            raise RunFailed(f"Could not write the checkpoint {folder}: {error}. Earlier checkpoints are kept; free some "
-                            f"space and run the same command again.") from error
+            raise RunFailed(f"Could not write the checkpoint {folder}: {error}. Earlier checkpoints are kept; free "
+                            f"some space and run the same command again.") from error
         (beside / "state.json").write_text(json.dumps(tree))
         sums = {name: sha256_file(beside / name) for name in ("tensors.safetensors", "state.json")}
         (beside / "checksums.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}))

@@ -31,7 +31,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        # AVX512-BF16 alone does not count: measured at 0.55 of the fp32 rate of the same core, where AMX is many times it.
+        # AVX512-BF16 alone does not count: measured at 0.55 of the fp32 rate of the same core.
         return torch.cpu._is_amx_tile_supported()
     return False
 

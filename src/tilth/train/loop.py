@@ -170,7 +170,7 @@ class Loop:
         with autocast(self.settings.precision, self.settings.device):
             loss = self.learner.loss(update, batch, self._rng(update, index))
         if loss.couples == "batch" and micro_batches > 1:
-            raise BadInput("This objective couples the units of a batch, so a batch cannot be split into micro-batches: "
+            raise BadInput("This objective couples the units of a batch, so a batch cannot be split: "
                            "set micro_rows to the whole batch, or give the learner a first pass.")
         share = float((batch["weight"] * count).sum()) / whole
         penalty = sum((term * share for term in loss.terms.values()), torch.zeros((), device=loss.total.device))

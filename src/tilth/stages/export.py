@@ -1,0 +1,57 @@
+"""The stage that writes a folder for `transformers`, with a model card."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import tilth
+from tilth.models import export_llama, model_card
+from tilth.recipe.console import say
+from tilth.recipe.files import read_json, write_bytes
+from tilth.stages.model_folder import find_model, load_model
+from tilth.stages.stage import Context, Stage
+
+
+class ExportStage(Stage):
+    """Llama shapes exactly; anything else is refused by the name of the field that differs."""
+
+    kind: str = "export"
+    model: str = "pretrain"
+    evaluation: str | None = "evaluate"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def reads(self) -> list[str]:
+        return [self.model, *([self.evaluation] if self.evaluation else [])]
+
+    def run(self, context: Context) -> dict[str, Any]:
+        folder = context.folder / "model"
+        scores = read_json(context.input(self.evaluation) / "results.json") if self.evaluation else None
+        export(context.input(self.model), folder, self.dtype, scores, context.run.name)
+        say(f"  transformers loads {folder}")
+        return {"folder": str(folder.relative_to(context.run)), "dtype": self.dtype}
+
+
+def export(model_path: Path, folder: Path, dtype: str = "float32", scores: dict[str, Any] | None = None,
+           name: str | None = None) -> None:
+    """Write `folder` for `transformers` from a model of Tilth's, with a card of what is known about it."""
+    source = find_model(model_path)
+    model, tokenizer = load_model(source)
+    export_llama(model, folder, tokenizer_json_path=source / "tokenizer.json",
+                 end_of_text=tokenizer.end_of_text_token, dtype=dtype)
+    stage = source.parent
+    known = read_json(stage / "manifest.json") if (stage / "manifest.json").exists() else {"summary": {}, "fields": {}}
+    summary = known["summary"] or {}
+    fields = {key: known["fields"][key] for key in ("optimizer", "schedule", "length", "batch_tokens", "budget")
+              if key in known["fields"]}
+    training = {key: summary[key] for key in ("tokens", "steps", "epochs", "flops", "seconds", "precision")
+                if key in summary}
+    card = model_card(name=name or folder.name, model=model.config.model_dump(mode="json"),
+                      parameters=model.config.parameters(), sources=_sources(stage, known), training=training,
+                      recipe=fields, scores=scores or {}, version=tilth.__version__)
+    write_bytes(folder / "README.md", card.encode())
+
+
+def _sources(stage: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sources of the training text with their licences, from the pretrain stage's summary."""
+    sources = (manifest["summary"] or {}).get("sources", {})
+    return [{"source": name, "license": entry["license"], "tokens": entry["tokens"]}
+            for name, entry in sources.items()]

@@ -1,0 +1,239 @@
+"""The stage that trains: pool and policy into a stream, model and objective into a learner, both into the loop."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tilth.data.pool import Pool
+from tilth.data.stream import PackedStream
+from tilth.models import MODELS, ModelConfig, TransformerConfig, import_llama
+from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
+from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
+from tilth.recipe.console import quantity, say
+from tilth.recipe.errors import BadInput
+from tilth.recipe.files import read_json, read_json_lines, write_json
+from tilth.recipe.frame import Config, one_of
+from tilth.select.policy import PolicyConfig
+from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
+from tilth.stages.held_out import HeldOutHook
+from tilth.stages.model_folder import save_model
+from tilth.stages.stage import Context, Stage
+from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
+from tilth.train.device import matmul_peak, peak_memory, pick_device, resolve_precision
+from tilth.train.micro import largest_micro_batch
+
+
+class CheckpointConfig(Config):
+    """When to write checkpoints (besides the last step) and how many to keep."""
+
+    seconds: float = Field(120.0, gt=0)
+    steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class PretrainStage(Stage):
+    """Train a model on the pool of the stage `input`.
+
+    length: positions of a row; batch_tokens: positions of a step, a multiple of length; start_from: a Llama-family
+    folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
+    held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text.
+    """
+
+    uses_seed: ClassVar[bool] = True
+    kind: str = "pretrain"
+    input: str = "tokenize"
+    model: one_of(ModelConfig, MODELS) = TransformerConfig()  # type: ignore[valid-type]
+    start_from: str | None = None
+    objective: one_of(Objective, OBJECTIVES) = Causal()  # type: ignore[valid-type]
+    policy: PolicyConfig = PolicyConfig()
+    optimizer: OptimizerChoice = AdamW()
+    schedule: ScheduleChoice = Cosine()
+    length: int = Field(1024, ge=2)
+    batch_tokens: int = Field(32768, ge=2)
+    budget: Budget
+    clip: float | None = Field(1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    held_out_every: float = Field(0.1, gt=0)
+    held_out_tokens: int = Field(32768, ge=1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def reads(self) -> list[str]:
+        return [self.input]
+
+    def files(self) -> list[dict[str, Any]]:
+        from tilth.data import locations
+        folder = [] if self.start_from is None else sorted(Path(self.start_from).glob("*.safetensors"))
+        return [locations.fingerprint(str(path)) for path in [*self.policy.files(), *folder]]
+
+    @property
+    def rows(self) -> int:
+        if self.batch_tokens % self.length:
+            raise BadInput(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `length` ({self.length}).")
+        return self.batch_tokens // self.length
+
+    def run(self, context: Context) -> dict[str, Any]:
+        return Pretraining(self, context).run()
+
+    def learner(self, vocab_size: int, seed: int) -> Learner:
+        """A fresh learner: initialised, or from `start_from`."""
+        if self.start_from is None:
+            return build_learner(self.model, self.objective, vocab_size, self.length, seed)
+        config, model = import_llama(self.start_from)
+        if config.sizes().vocabulary < vocab_size:
+            raise BadInput(f"The model {self.start_from} knows {config.sizes().vocabulary} tokens, the pool uses "
+                           f"{vocab_size}: tokenize with the model's own tokenizer (tokenize.tokenizer="
+                           f"{{kind: file, path: {self.start_from}}}).")
+        return Learner(model, self.objective, flops_per_row=self.length * config.flops_per_token(self.length))
+
+
+class Pretraining:
+    """One execution of a pretrain stage."""
+
+    def __init__(self, stage: PretrainStage, context: Context):
+        self.stage, self.context = stage, context
+        self.device = pick_device(context.hardware.device)
+        self.precision = resolve_precision(stage.precision, self.device)
+        self.pool_folder = context.input(stage.input)
+        self.pool = Pool.open(self.pool_folder)
+        self.learner = stage.learner(self.pool.vocab_size, context.seed)
+        self.learner.to(self.device)
+        self.model: Any = self.learner.modules["model"]
+        self.policy = stage.policy.build(self.pool, context.seed)
+        self.stream = PackedStream(self.pool, self.policy, stage.length, context.seed,
+                                   log_folder=context.folder / "drawn")
+        self.decided = self._decide()
+
+    def _decide(self) -> dict[str, Any]:
+        """Steps and micro-batch: worked out once, before step 0, written down, and kept by every resumption."""
+        path = self.context.folder / "budget.json"
+        if path.exists():
+            return read_json(path)
+        stage, rows = self.stage, self.stage.rows
+        micro = self.context.hardware.micro_rows or largest_micro_batch(
+            self.learner, self.stream, rows, self.precision, self.device)
+        seconds = self._probe(micro) if stage.budget.minutes else None
+        flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
+        tokens = len(self.pool.values("tokens"))
+        steps = stage.budget.in_steps(stage.batch_tokens, flops, tokens, seconds)
+        decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * stage.batch_tokens,
+                   "seconds_per_step_probed": seconds}
+        write_json(path, decided)
+        return decided
+
+    def _probe(self, micro: int) -> float:
+        """Seconds of a step, from a learner that is thrown away."""
+        spare = self.stage.learner(self.pool.vocab_size, 0)
+        spare.to(self.device)
+        batch = random_batch(self.pool.vocab_size, micro, self.stage.length, self.device)
+        probe = probe_speed(spare, self.stage.optimizer, batch, self.precision, self.device)
+        return probe.seconds_per_step(self.stage.rows)
+
+    def loop(self) -> Loop:
+        """The loop of this stage, ready to run (or to be stepped, by benchmarks and tests)."""
+        stage, decided, folder = self.stage, self.decided, self.context.folder
+        settings = LoopSettings(
+            steps=decided["steps"], rows=decided["rows"], micro_rows=decided["micro_rows"], seed=self.context.seed,
+            clip=stage.clip, precision=self.precision, device=self.device, checkpoint_seconds=stage.checkpoint.seconds,
+            checkpoint_steps=stage.checkpoint.steps)
+        identity = {**stage.model_dump(mode="json"), "seed": self.context.seed, "version": stage.version}
+        if self.context.hardware.compile:
+            self.model.hidden = torch.compile(self.model.hidden)
+        optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
+                      for name in self.learner.updates}
+        loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
+                    Checkpoints(folder / "checkpoints", identity, stage.checkpoint.keep),
+                    MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
+                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [])
+        loop.go_on = self.context.command or loop.go_on
+        return loop
+
+    def _hooks(self) -> list[Every]:
+        every = self.stage.held_out_every
+        steps = max(1, round(every * self.decided["steps"]) if every < 1 else int(every))
+        folder = self.pool_folder / "held_out"
+        if not folder.exists():
+            return []
+        hook = HeldOutHook(Pool.open(folder), self.stage.length, self.stage.held_out_tokens)
+        return [Every(steps, hook)]
+
+    def run(self) -> dict[str, Any]:
+        config = self.model.config
+        say(f"  {quantity(config.parameters())} parameters, {self.decided['steps']} steps of "
+            f"{self.decided['rows']} x {self.stage.length} positions ({self.decided['micro_rows']} rows at a time), "
+            f"{self.precision} on {self.device}")
+        loop = self.loop()
+        try:
+            at = loop.run()
+        finally:
+            loop.metrics.close()
+        save_model(self.context.folder / "model", self.model, self.pool.tokenizer())
+        return self._summary(loop, vars(at))
+
+    def _summary(self, loop: Loop, at: dict[str, Any]) -> dict[str, Any]:
+        config = self.model.config
+        peak = matmul_peak(self.device, self.precision)
+        lines = read_json_lines(self.context.folder / "metrics.jsonl")
+        held_out = [line["held_out"] for line in lines if "held_out" in line]
+        drawn = self.policy.report()["sources"]
+        licenses = dict(zip(self.pool.sources, source_licenses(self.pool), strict=True))
+        return {
+            "parameters": config.parameters(), "parameters_non_embedding": config.parameters(embeddings=False),
+            "tokens": at["tokens"], "steps": at["step"], "epochs": self.stream.epoch, "flops": at["flops"],
+            "seconds": at["seconds"], "cpu_seconds": at["cpu_seconds"],
+            "tokens_per_second": at["tokens"] / max(at["seconds"], 1e-9), "padded": self.stream.padded,
+            "split_units": self.stream.split,
+            "peak_memory_bytes": peak_memory(self.device), "matmul_flops_per_second": peak,
+            "utilisation": at["flops"] / max(at["seconds"], 1e-9) / peak, "precision": self.precision,
+            "device": str(self.device), "micro_rows": self.decided["micro_rows"], "threads": torch.get_num_threads(),
+            "final_loss": [line["loss"] for line in lines if "loss" in line][-1],
+            "held_out_bits_per_byte": held_out[-1]["bits_per_byte"] if held_out else None,
+            "sources": {one["source"]: {"tokens": one["tokens"], "units": one["units"], "passes": one["passes"],
+                                        "license": licenses[one["source"]]} for one in drawn}}
+
+
+def source_licenses(pool: Pool) -> list[str]:
+    """The licences of each source's units, joined where there are several."""
+    table = pool.table(["source", "license"]).to_pydict()
+    found: dict[str, set[str]] = {}
+    for source, name in set(zip(table["source"], table["license"], strict=True)):
+        found.setdefault(source, set()).add(name or "unknown")
+    return [", ".join(sorted(found.get(source, {"unknown"}))) for source in pool.sources]
+
+
+class WeighByLoss:
+    """The first pass of a weigher that looks at losses: weights of the units of the whole global batch."""
+
+    def __init__(self, policy: Any):
+        self.policy = policy
+
+    def first(self, learner: Learner, update: str, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        loss = learner.loss(update, batch, rng)
+        return {"loss": loss.total / loss.count.clamp(min=1)}
+
+    def between(self, results: list[dict[str, Tensor]], batches: list[Batch]) -> list[dict[str, Tensor]]:
+        units = [batch["unit_id"].shape[0] for batch in batches]
+        whole = {key: torch.cat([batch[key] for batch in batches]) for key in ("unit_id", "source", "weight")}
+        weights = self.policy.weights(whole, torch.cat([result["loss"] for result in results]))
+        return [{"weight": part} for part in weights.to(whole["weight"].device).split(units)]
+
+
+class TensorBoardSink:
+    """Metrics lines as TensorBoard scalars; the writer is opened at the first line."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.writer: Any = None
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+            self.writer = SummaryWriter(str(self.folder), purge_step=line["step"])
+        for key, value in {**line, **line.get("held_out", {})}.items():
+            if isinstance(value, int | float) and key != "step":
+                prefix = "held_out" if key in line.get("held_out", {}) else "train"
+                self.writer.add_scalar(f"{prefix}/{key}", value, line["step"])
+        if "held_out" in line:
+            self.writer.flush()
