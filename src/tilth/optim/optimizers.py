@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tilth.optim.muon import Muon as MatrixMuon
 from tilth.recipe.errors import BadInput
 from tilth.recipe.frame import Config, nearest, one_of
 
@@ -76,8 +77,8 @@ class AdamW(OptimizerConfig):
 class Muon(OptimizerConfig):
     """Muon for hidden matrices (Jordan et al. 2024: momentum orthogonalised by Newton-Schulz), AdamW for the rest.
 
-    `lr` is AdamW's rate; Muon's is `lr * matrix_lr_scale`, with torch's `match_rms_adamw` shape factor
-    0.2 * sqrt(max(rows, columns)) (Liu et al. 2025), so that one rate suits both.
+    `lr` is AdamW's rate; Muon's is `lr * matrix_lr_scale`, times 0.2 sqrt(max(rows, columns)) (Liu et al. 2025), so
+    that one rate suits both.
     """
 
     kind: str = "muon"
@@ -97,8 +98,9 @@ class Muon(OptimizerConfig):
         rest = [group for group in settings if group["name"] != "matrices"]
         parts: list[torch.optim.Optimizer] = []
         if matrices:
-            parts.append(torch.optim.Muon(matrices, lr=self.lr, momentum=self.momentum,
-                                          weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw"))
+            on_gpu = matrices[0]["params"][0].is_cuda
+            parts.append(MatrixMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                                    dtype=torch.bfloat16 if on_gpu else torch.float32))
         if rest:
             parts.append(torch.optim.AdamW(rest, lr=self.lr, betas=self.betas, eps=self.epsilon, fused=True))
         return Several(parts)
