@@ -57,6 +57,7 @@ class Muon(torch.optim.Optimizer):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        return torch.lerp(parameter.grad, buffer, momentum)
+        buffer, gradient = state["momentum_buffer"], parameter.grad
+        assert gradient is not None
+        buffer.lerp_(gradient, 1 - momentum)
+        return torch.lerp(gradient, buffer, momentum)

@@ -1,0 +1,3 @@
+from tilth.cli import main
+
+main()

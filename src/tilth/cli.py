@@ -1,0 +1,183 @@
+"""The command line: commands and their options, no logic. Heavy imports wait until a command needs them."""
+
+import json
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tilth.recipe.errors import BadInput, Interrupted, RunFailed
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Tilth: raw data to a pretrained, measured and exported model, on one road.")
+
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .py or .yaml recipe.")]
+Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as "
+                                                     "pretrain.optimizer.lr=1e-3.")]
+Folder = Annotated[Path | None, typer.Option("--folder", "-f", help="Folder of the run (default runs/RECIPE).")]
+Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable last line.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes for curation.")]
+MicroRows = Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass (default: the most that fit).")]
+Model = Annotated[Path, typer.Argument(help="A run, a model folder of Tilth, or a Llama-family folder.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+
+
+def _hardware(device: str = "auto", micro_rows: int | None = None, workers: int = 1, compile: bool = False) -> Any:
+    from tilth.stages import Hardware
+    return Hardware(device, micro_rows, workers, compile)
+
+
+def _finish(as_json: bool, result: Any) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def _command() -> str:
+    return shlex.join(["tilth", *sys.argv[1:]])
+
+
+@app.command()
+def run(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
+        micro_rows: MicroRows = None, workers: Workers = 1,
+        compile: Annotated[bool, typer.Option(help="Compile the model (needs a C++ compiler).")] = False,
+        new: Annotated[bool, typer.Option("--new", help="Remove an earlier run in the folder first.")] = False,
+        as_json: Json = False) -> None:
+    """The whole road of a recipe; interrupted, the same command goes on where it stopped."""
+    from tilth.stages.commands import run_named
+    _finish(as_json, run_named(recipe, changes or [], folder, _hardware(device, micro_rows, workers, compile), new,
+                               _command()))
+
+
+@app.command()
+def pretrain(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
+             micro_rows: MicroRows = None, workers: Workers = 1, as_json: Json = False) -> None:
+    """Only the pretrain stages of a recipe, and what they read."""
+    from tilth.stages.commands import run_named
+    _finish(as_json, run_named(recipe, changes or [], folder, _hardware(device, micro_rows, workers), False,
+                               _command(), only="pretrain"))
+
+
+@app.command()
+def plan(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
+         micro_rows: MicroRows = None, as_json: Json = False) -> None:
+    """Before spending: parameters, tokens, FLOPs, memory, and time from a short measured probe."""
+    from tilth.stages.commands import default_folder
+    from tilth.stages.load import load_recipe
+    from tilth.stages.plan import plan_recipe, plan_text
+    loaded = load_recipe(recipe, changes or [])
+    plans = plan_recipe(loaded, folder or default_folder(loaded), _hardware(device, micro_rows))
+    print("\n".join(plan_text(one) for one in plans))
+    _finish(as_json, plans)
+
+
+@app.command()
+def curate(inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs; 'stdlib' for this Python's "
+                                                            "library.")],
+           output: Output, rules: Annotated[Path | None, typer.Option(help="YAML with the fields of a curate stage "
+                                                                      "(rules, attributes, held_out ...).")] = None,
+           workers: Workers = 1, as_json: Json = False) -> None:
+    """Raw inputs to documents with attributes, a held-out part, and a report of every rule."""
+    from tilth.stages.commands import curate_inputs
+    _finish(as_json, curate_inputs(inputs, output, rules, workers))
+
+
+@app.command()
+def tokenize(inputs: Annotated[list[Path], typer.Argument(help="Curated folders or document .parquet files.")],
+             output: Output, tokenizer: Annotated[Path | None, typer.Option(help="An existing tokenizer.json.")] = None,
+             vocab_size: Annotated[int, typer.Option(help="Of a new byte-level BPE.")] = 8192,
+             unit_tokens: Annotated[int, typer.Option(help="Longest unit, in tokens.")] = 1024,
+             as_json: Json = False) -> None:
+    """Documents to a pool of token units, with a tokenizer trained on them or one that exists."""
+    from tilth.stages.commands import tokenize_inputs
+    _finish(as_json, tokenize_inputs(inputs, output, tokenizer, vocab_size, unit_tokens))
+
+
+@app.command()
+def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files or kinds, comma-separated.")] = "",
+             data: Annotated[list[Path] | None, typer.Option(help="Text to score as bits per byte.")] = None,
+             output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")] = None,
+             device: Device = "auto", as_json: Json = False) -> None:
+    """Bits per byte of text beside compressors, and tasks by log-likelihood, with standard errors."""
+    from tilth.stages.commands import evaluate_model_on
+    _finish(as_json, evaluate_model_on(model, [task for task in tasks.split(",") if task], data or [], output, device))
+
+
+@app.command()
+def generate(model: Model, prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
+             tokens: Annotated[int, typer.Option(min=1, help="At most so many.")] = 200,
+             temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.8,
+             top_k: Annotated[int | None, typer.Option(min=1)] = None,
+             top_p: Annotated[float | None, typer.Option(help="Smallest set of tokens of this probability.")] = None,
+             seed: int = 0, device: Device = "auto") -> None:
+    """Stream text from a model."""
+    from tilth.stages.commands import stream_text
+    print(prompt, end="", flush=True)
+    for piece in stream_text(model, prompt, tokens, temperature, top_k, top_p, seed, device):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def export(model: Model, output: Output, dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] =
+           "float32", as_json: Json = False) -> None:
+    """Write a folder that `transformers` loads, with a model card."""
+    from tilth.stages.export import export as write
+    write(model, output, dtype)
+    print(f"transformers loads {output}", file=sys.stderr)
+    _finish(as_json, {"folder": str(output), "dtype": dtype})
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")], as_json: Json = False) -> None:
+    """Write a run's report.html again."""
+    from tilth.report import write_report
+    path = write_report(run)
+    print(path, file=sys.stderr)
+    _finish(as_json, {"report": str(path)})
+
+
+@app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(help="Folders of two or more runs.")],
+            html: Annotated[Path | None, typer.Option(help="Also write a page here.")] = None,
+            as_json: Json = False) -> None:
+    """Runs side by side: scores, tokens, FLOPs, seconds, and where their recipes differ."""
+    from tilth.stages.commands import compare_folders
+    _finish(as_json, compare_folders(runs, html))
+
+
+@app.command()
+def trace(run: Annotated[Path, typer.Argument(help="A run's folder, or its pretrain stage.")],
+          steps: Annotated[str, typer.Option(help="First:last step, for example 800:900 (the last is not shown).")],
+          output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all of it as Parquet.")] = None,
+          as_json: Json = False) -> None:
+    """Which documents trained these steps."""
+    from tilth.stages.commands import trace_run
+    _finish(as_json, trace_run(run, steps, output))
+
+
+@app.command()
+def choices(what: Annotated[str | None, typer.Argument(help="stage, rule, selector, optimizer ...")] = None) -> None:
+    """Every kind that a recipe can name, with what it does."""
+    from tilth.stages.commands import list_choices
+    print(list_choices(what))
+
+
+def main() -> None:
+    """The entry: errors of people become one paragraph; exit code 2 for bad input, 1 for a failed run."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app(standalone_mode=True)
+    except (BadInput, RunFailed, Interrupted) as error:
+        if debug:
+            traceback.print_exc()
+        word = "stopped" if isinstance(error, Interrupted) else "error"
+        print(f"tilth: {word}: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, BadInput) else 1 if isinstance(error, RunFailed) else 130)
+    except KeyboardInterrupt:
+        print("tilth: stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

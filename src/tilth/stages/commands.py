@@ -1,0 +1,221 @@
+"""What the commands do: the rooms put together for one call from the command line."""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tilth.recipe.console import say
+from tilth.recipe.errors import BadInput
+from tilth.recipe.files import write_bytes, write_json
+from tilth.recipe.frame import nearest, parse
+from tilth.stages.load import load_recipe
+from tilth.stages.runner import run_recipe
+from tilth.stages.stage import Context, Hardware, Recipe
+
+
+def default_folder(recipe: Recipe) -> Path:
+    return Path("runs") / recipe.name
+
+
+def run_named(name: str, changes: Sequence[str], folder: Path | None, hardware: Hardware, new: bool, command: str,
+              only: str | None = None) -> dict[str, Any]:
+    """Run a recipe by name, whole or only its stages of kind `only` and what they read."""
+    recipe = load_recipe(name, changes)
+    if only is not None:
+        recipe = _up_to(recipe, only)
+    folder = folder or default_folder(recipe)
+    summaries = run_recipe(recipe, folder, hardware, new, command)
+    say(f"report: {folder / 'report.html'}")
+    return {"folder": str(folder), "stages": summaries}
+
+
+def _up_to(recipe: Recipe, kind: str) -> Recipe:
+    """The recipe cut to its stages of `kind` and all that they read."""
+    wanted = [name for name, stage in recipe.stages.items() if stage.kind == kind]
+    if not wanted:
+        raise BadInput(f"The recipe '{recipe.name}' has no stage of kind {kind}.")
+    for name in wanted:
+        wanted += [one for one in recipe.stages[name].reads() if one not in wanted]
+    return recipe.model_copy(update={"stages": {name: stage for name, stage in recipe.stages.items()
+                                                if name in wanted}})
+
+
+def curate_inputs(inputs: Sequence[str], output: Path, rules: Path | None, workers: int) -> dict[str, Any]:
+    """The curate stage on its own."""
+    from tilth.stages.curate import CurateStage
+    fields = {} if rules is None else yaml.safe_load(rules.read_text(encoding="utf-8")) or {}
+    fields["inputs"] = [{"kind": "stdlib"} if one == "stdlib" else {"kind": "auto", "path": one} for one in inputs]
+    stage = parse(CurateStage, fields, "curate")
+    summary = stage.run(Context(output.parent, output, hardware=Hardware(workers=workers)))
+    say(f"documents, attributes and report.json are in {output}")
+    return summary
+
+
+def tokenize_inputs(inputs: Sequence[Path], output: Path, tokenizer: Path | None, vocab_size: int,
+                    unit_tokens: int) -> dict[str, Any]:
+    """The tokenize stage on its own."""
+    from tilth.data.tokenize import DocumentTexts, tokenize_documents
+    from tilth.data.tokenizer import BpeTokenizer, FileTokenizer
+    paths = [file for one in inputs for file in (sorted(one.glob("documents-*.parquet")) if one.is_dir() else [one])]
+    missing = [path for path in paths if not path.exists()]
+    if missing or not paths:
+        raise BadInput(f"{(missing or list(inputs))[0]} holds no documents; give a folder that `tilth curate` wrote, "
+                       f"or document .parquet files.")
+    config = FileTokenizer(path=str(tokenizer)) if tokenizer else BpeTokenizer(vocab_size=vocab_size)
+    built = config.build(DocumentTexts(paths))
+    for folder in inputs:
+        if (folder / "held_out.parquet").exists():
+            tokenize_documents([folder / "held_out.parquet"], built, output / "held_out", unit_tokens)
+    report = tokenize_documents(paths, built, output, unit_tokens, progress="tokenizing")
+    say(f"{report['tokens']} tokens in {report['units']} units are in {output}")
+    return {key: report[key] for key in ("tokens", "units", "vocab_size", "unit_tokens")}
+
+
+def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], output: Path | None,
+                      device: str) -> dict[str, Any]:
+    """Score a model on text files (any input) and tasks (kinds, or task files)."""
+    from tilth.evaluate import EvaluateConfig, evaluate_model
+    from tilth.stages.evaluate import verdict
+    from tilth.stages.model_folder import load_model
+    from tilth.train.device import pick_device
+    if not data and not tasks:
+        raise BadInput("Nothing to measure: name text with --data FILE, or tasks with --tasks A,B.")
+    model, tokenizer = load_model(path)
+    model.to(pick_device(device))
+    named = [{"kind": "file", "path": task} if task.endswith((".yaml", ".yml", ".json")) else task for task in tasks]
+    config = parse(EvaluateConfig, {"tasks": named}, "evaluate")
+    texts = [text for one in data for text in read_texts(one)]
+    with tempfile.TemporaryDirectory(prefix="tilth-") as folder:
+        pool = _as_pool(texts, tokenizer, Path(folder)) if texts else None
+        results = evaluate_model(model, tokenizer, length=model.config.context, config=config, held_out=pool,
+                                 held_out_texts=texts or None)
+    for line in verdict(results):
+        say(line)
+    if output is not None:
+        write_json(output, results)
+        say(f"results: {output}")
+    return results
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of any input; BadInput where a record cannot be used."""
+    from tilth.data.auto import AutoInput
+    from tilth.data.records import Quarantine
+    with Quarantine() as quarantine:
+        batches = list(AutoInput(path=str(path), on_bad="error").read(quarantine))
+    return [text for batch in batches for text in batch.column("text").to_pylist()]
+
+
+def _as_pool(texts: Sequence[str], tokenizer: Any, folder: Path) -> Any:
+    """The texts as a pool in `folder`."""
+    import pyarrow.parquet as pq
+
+    from tilth.data.pool import Pool
+    from tilth.data.records import record_batch
+    from tilth.data.tokenize import tokenize_documents
+    records = [{"id": str(index), "text": text, "source": "data", "license": None, "attribution": None,
+                "metadata": None} for index, text in enumerate(texts)]
+    with pq.ParquetWriter(folder / "documents.parquet", record_batch(records).schema) as writer:  # type: ignore[arg-type]
+        writer.write_batch(record_batch(records))  # type: ignore[arg-type]
+    tokenize_documents([folder / "documents.parquet"], tokenizer, folder / "pool", unit_tokens=1024)
+    return Pool.open(folder / "pool")
+
+
+def stream_text(path: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float | None,
+                seed: int, device: str) -> Iterator[str]:
+    """Pieces of text as they are generated; a piece is held back while it ends inside a character."""
+    from tilth.models import generate
+    from tilth.stages.model_folder import load_model
+    from tilth.train.device import pick_device
+    model, tokenizer = load_model(path)
+    model.to(pick_device(device))
+    ids = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
+    written, so_far = "", []
+    for token in generate(model, ids, max_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                          stop=[tokenizer.end_of_text]):
+        so_far.append(token)
+        text = tokenizer.decode(so_far)
+        if not text.endswith("\ufffd"):
+            yield text[len(written):]
+            written = text
+
+
+def compare_folders(runs: Sequence[Path], html: Path | None) -> list[dict[str, Any]]:
+    from tilth.report import compare_html, compare_runs, compare_text
+    rows = compare_runs(list(runs))
+    print(compare_text(rows))
+    if html is not None:
+        write_bytes(html, compare_html(rows).encode())
+        say(f"page: {html}")
+    return [{"group": row.group, "label": row.label, "values": list(row.values)} for row in rows]
+
+
+def trace_run(run: Path, steps: str, output: Path | None) -> dict[str, Any]:
+    """Print (and write) the units that trained steps first:last."""
+    from tilth.data.pool import Pool
+    from tilth.data.trace import trace_steps
+    from tilth.recipe.files import read_json
+    stage = _pretrain_stage(run)
+    first, last = _range(steps)
+    manifest = read_json(stage / "manifest.json")
+    rows = read_json(stage / "budget.json")["rows"]
+    pool = Pool.open(stage.parent / manifest["fields"]["input"])
+    found = trace_steps(stage, pool, first * rows, last * rows)
+    found = found.with_columns(step=found["row"] // rows)
+    if output is not None:
+        write_bytes(output, _parquet(found))
+        say(f"{len(found)} pieces of {found['record_id'].n_unique()} documents: {output}")
+    else:
+        _print_trace(found)
+    return {"pieces": len(found), "documents": found["record_id"].n_unique(), "tokens": int(found["tokens"].sum())}
+
+
+def _parquet(frame: Any) -> bytes:
+    import io
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _print_trace(found: Any) -> None:
+    from tilth.report import text_table
+    rows = [[str(row[key]) for key in ("step", "record_id", "source", "license", "start", "end", "tokens")]
+            for row in found.head(200).to_dicts()]
+    print(text_table(rows, ["step", "document", "source", "licence", "from", "to", "tokens"]))
+    if len(found) > 200:
+        print(f"... and {len(found) - 200} more; write all with --output FILE.parquet", file=sys.stderr)
+
+
+def _pretrain_stage(run: Path) -> Path:
+    stages = [run] if (run / "drawn").is_dir() else sorted(path.parent for path in run.glob("*/drawn"))
+    if not stages:
+        raise BadInput(f"{run} holds no pretrain stage that has drawn anything yet (no drawn/ folder).")
+    if len(stages) > 1:
+        raise BadInput(f"{run} has several pretrain stages: name one of {', '.join(map(str, stages))}.")
+    return stages[0]
+
+
+def _range(steps: str) -> tuple[int, int]:
+    first, colon, last = steps.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise BadInput(f"--steps is '{steps}'; give first:last with first below last, such as 800:900.")
+    return int(first), int(last)
+
+
+def list_choices(what: str | None) -> str:
+    """A table of kinds: what, name, the first sentence of its documentation."""
+    from tilth.choices import CHOICES
+    from tilth.recipe.frame import Config, OneOf
+    from tilth.report import text_table
+    if what is not None and what not in CHOICES:
+        raise BadInput(f"'{what}' is no choice{nearest(what, CHOICES)} There are {', '.join(CHOICES)}.")
+    rows = []
+    for group, known in CHOICES.items():
+        for name in known if what in (None, group) else ():
+            cls = OneOf(Config, known).resolve({"kind": name}, group)
+            rows.append([group, name, " ".join((cls.__doc__ or "").split("\n\n")[0].split())])
+    return text_table(rows, ["choice", "kind", "what it does"], widest=100)

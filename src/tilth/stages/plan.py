@@ -1,0 +1,89 @@
+"""What a recipe will take, before anything is spent: size, tokens, FLOPs, memory, time from a short measured probe."""
+
+from pathlib import Path
+from typing import Any
+
+from tilth.models import import_llama
+from tilth.models.config import ModelConfig
+from tilth.recipe.console import duration, quantity
+from tilth.recipe.errors import BadInput
+from tilth.recipe.files import read_json
+from tilth.stages.building import Probe, probe_speed, random_batch
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.stage import Hardware, Recipe
+from tilth.train.device import matmul_peak, memory_total, pick_device, resolve_precision
+
+PROBE_TOKENS = 4096  # a micro-batch of about this size tells the speed of a step in a few seconds
+
+
+def plan_recipe(recipe: Recipe, folder: Path, hardware: Hardware) -> list[dict[str, Any]]:
+    """One plan for each pretrain stage. Sizes of the data are taken from `folder` where a run has tokenized already."""
+    found = [plan_stage(recipe, name, stage, folder, hardware) for name, stage in recipe.stages.items()
+             if isinstance(stage, PretrainStage)]
+    if not found:
+        raise BadInput(f"The recipe '{recipe.name}' trains nothing: it has no stage of kind pretrain.")
+    return found
+
+
+def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, hardware: Hardware) -> dict[str, Any]:
+    device = pick_device(hardware.device)
+    precision = resolve_precision(stage.precision, device)
+    vocabulary, pool_tokens = data_facts(recipe, stage, folder)
+    learner = stage.learner(vocabulary, recipe.seed)
+    learner.to(device)
+    config: ModelConfig = learner.modules["model"].config  # type: ignore[assignment, union-attr]
+    rows = max(1, min(stage.rows, PROBE_TOKENS // stage.length))
+    probe = probe_speed(learner, stage.optimizer, random_batch(vocabulary, rows, stage.length, device), precision,
+                        device)
+    micro = hardware.micro_rows or rows
+    seconds = probe.seconds_per_step(stage.rows)
+    flops = (learner.flops_per_row or 0.0) * stage.rows
+    steps = stage.budget.in_steps(stage.batch_tokens, flops or 1.0, pool_tokens, seconds)
+    peak = matmul_peak(device, precision)
+    return {"stage": name, "parameters": config.parameters(),
+            "parameters_non_embedding": config.parameters(embeddings=False), "vocabulary": vocabulary,
+            "pool_tokens": pool_tokens, "steps": steps, "tokens": steps * stage.batch_tokens,
+            "epochs": steps * stage.batch_tokens / pool_tokens if pool_tokens else None,
+            "flops": steps * flops, "seconds": steps * seconds, "tokens_per_second": stage.batch_tokens / seconds,
+            "utilisation": flops / seconds / peak, "memory": memory(config.parameters(), probe, micro),
+            "memory_total": memory_total(device), "device": str(device), "precision": precision}
+
+
+def data_facts(recipe: Recipe, stage: PretrainStage, folder: Path) -> tuple[int, int | None]:
+    """Vocabulary size, and tokens of the pool if it is there already."""
+    report = folder / stage.input / "report.json"
+    if report.exists():
+        facts = read_json(report)
+        return facts["vocab_size"], facts["tokens"]
+    if stage.start_from is not None:
+        return import_llama(stage.start_from)[0].sizes().vocabulary, None
+    tokenizer = getattr(recipe.stages.get(stage.input), "tokenizer", None)
+    size = getattr(stage.model, "vocab_size", None) or getattr(tokenizer, "vocab_size", None)
+    return size or (257 if getattr(tokenizer, "kind", "") == "bytes" else 32_000), None
+
+
+def memory(parameters: int, probe: Probe, micro_rows: int) -> dict[str, int]:
+    """Bytes: weights, gradients and two moments in float32, and what `micro_rows` rows keep for the backward pass."""
+    return {"weights": 4 * parameters, "gradients": 4 * parameters, "moments": 8 * parameters,
+            "activations": probe.row_bytes * micro_rows}
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The plan for people."""
+    parts = plan["memory"]
+    known = f"{quantity(plan['pool_tokens'])} tokens in the pool" if plan["pool_tokens"] else (
+        "the pool is not made yet, so a budget in epochs is not counted")
+    epochs = f", {plan['epochs']:.2f} epochs" if plan["epochs"] else ""
+    return "\n".join([
+        f"stage {plan['stage']} on {plan['device']} in {plan['precision']}",
+        f"  parameters  {quantity(plan['parameters'])} ({quantity(plan['parameters_non_embedding'])} without "
+        f"embeddings), vocabulary {plan['vocabulary']}",
+        f"  data        {known}",
+        f"  training    {plan['steps']} steps, {quantity(plan['tokens'])} tokens{epochs}",
+        f"  compute     {quantity(plan['flops'], 'FLOP')} at {100 * plan['utilisation']:.0f} % of the measured "
+        f"matrix-product peak",
+        f"  memory      {quantity(sum(parts.values()), 'B')} of {quantity(plan['memory_total'], 'B')}: "
+        + ", ".join(f"{name} {quantity(size, 'B')}" for name, size in parts.items()),
+        f"  time        about {duration(plan['seconds'])} of training ({quantity(plan['tokens_per_second'])} tokens/s, "
+        f"from a probe of a few steps just now; curation and evaluation come on top)",
+    ])
