@@ -105,7 +105,8 @@ def _rivals(found: Evaluation, held_out_texts: Sequence[str], train_texts: Itera
     if "bits_per_byte" in scores and scores["bits_per_byte"]["bytes"] != sum(map(len, texts)):
         raise BadInput(f"The held-out pool is of {scores['bits_per_byte']['bytes']} bytes of text, the held-out text "
                        f"has {sum(map(len, texts))}: they are not the same; tokenize the text again.")
-    scores |= rivals((text.encode() for text in train_texts or ()), texts, train_bytes)
+    known = None if train_texts is None else (text.encode() for text in train_texts)
+    scores |= rivals(known, texts, train_bytes)
     found.seconds["rivals"] = time.monotonic() - start
 
 

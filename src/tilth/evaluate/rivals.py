@@ -48,34 +48,33 @@ def _symbol_counts(texts: Iterable[bytes]) -> np.ndarray:
     return counts
 
 
-def rivals(train_texts: Iterable[bytes], held_out: list[bytes], train_bytes: int = TRAIN_BYTES
+def rivals(train_texts: Iterable[bytes] | None, held_out: list[bytes], train_bytes: int = TRAIN_BYTES
            ) -> dict[str, dict[str, Any]]:
-    """{name: {value, n, bytes, …}} for xz, xz_256k, zstd, unigram and byte_5gram; value in bits per byte.
+    """{name: {value, n, bytes, …}} for xz, xz_256k, zstd, unigram and byte_5gram; value in bits per byte. Without
+    training text (None), only for the compressors, which learn from nothing but the held-out text itself.
 
     `n` is the number of held-out documents and `bytes` their length; `coded_bytes` is what the rival needs for them.
     Training text is read until `train_bytes` are reached (whole documents, in the order given); `train_bytes` in the
     result is what was used. Raises BadInput where either side is empty.
     """
     held_out = [text for text in held_out if text]
-    train = take_bytes(train_texts, train_bytes)
-    if not held_out or not train:
+    train = None if train_texts is None else take_bytes(train_texts, train_bytes)
+    if not held_out or train == []:
         side = "training" if held_out else "held-out"
         raise BadInput(f"There is no {side} text to measure the rivals on; give some, or turn `rivals` off.")
     whole = b"".join(held_out)
-    five, smoothing = _byte_5gram(train, held_out)
-    bits = {
-        "xz": 8 * xz_bytes(whole),
-        "xz_256k": 8 * xz_pieces_bytes(whole),
-        "zstd": 8 * zstd_bytes(whole),
-        "unigram": unigram_bits(train, held_out),
-        "byte_5gram": five,
-    }
+    bits: dict[str, float] = {"xz": 8 * xz_bytes(whole), "xz_256k": 8 * xz_pieces_bytes(whole),
+                              "zstd": 8 * zstd_bytes(whole)}
+    if train is not None:
+        five, smoothing = _byte_5gram(train, held_out)
+        bits |= {"unigram": unigram_bits(train, held_out), "byte_5gram": five}
     result: dict[str, dict[str, Any]] = {
         name: {"value": found / len(whole), "n": len(held_out), "bytes": len(whole), "coded_bytes": round(found / 8)}
         for name, found in bits.items()}
-    for name in ("unigram", "byte_5gram"):
-        result[name]["train_bytes"] = sum(map(len, train))
-    result["byte_5gram"]["smoothing"] = smoothing
+    if train is not None:
+        for name in ("unigram", "byte_5gram"):
+            result[name]["train_bytes"] = sum(map(len, train))
+        result["byte_5gram"]["smoothing"] = smoothing
     return result
 
 

@@ -28,7 +28,8 @@ class Causal(Objective):
         if self.z_loss:
             logits = model.head(hidden).float()
             nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
-            terms["z_loss"] = self.z_loss * torch.logsumexp(logits[targets != -100], dim=-1).square().mean()
+            squares = torch.logsumexp(logits[targets != -100], dim=-1).square()
+            terms["z_loss"] = self.z_loss * squares.sum() / max(squares.numel(), 1)
         else:  # never holds the logits of a whole batch
             nll = token_losses(hidden, model.output_weight, targets)
         return Loss(sum_by_unit(nll, batch["unit_index"], units_of(batch)), self.count(batch), terms)

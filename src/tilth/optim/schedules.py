@@ -23,6 +23,8 @@ class Schedule(Config):
 
 
 class Constant(Schedule):
+    """The peak rate to the end."""
+
     kind: str = "constant"
 
     def after_warmup(self, step: int, steps: int) -> float:
@@ -42,10 +44,10 @@ class Cosine(Schedule):
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay (Hu et al. 2024): constant, then `decay` of the run down to `floor`."""
+    """Warm-up, stable, decay (Hu et al. 2024): constant, then over the last `decay` down to `floor`."""
 
     kind: str = "wsd"
-    decay: float = Field(0.3, ge=0, description="share of the run (below or at 1) or number of steps (above 1)")
+    decay: float = Field(0.3, ge=0, description="share of what follows the warm-up (up to 1) or number of steps")
     shape: Literal["linear", "one_minus_sqrt", "cosine"] = "linear"
     floor: float = Field(0.0, ge=0, le=1)
 

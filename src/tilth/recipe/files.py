@@ -73,10 +73,13 @@ def writing_folder(path: Path | str) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)  # removed only when the new folder is in its place
         os.replace(beside, path)
         fsync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise RunFailed(f"Could not write {path}: {error.strerror or error}. What was there before is kept; free some "

@@ -32,10 +32,16 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         check = core_schema.is_instance_schema(self.base)
         return core_schema.no_info_before_validator_function(self._coerce, check, serialization=core_schema.
-            plain_serializer_function_ser_schema(lambda value: value.model_dump(mode="json")))
+            plain_serializer_function_ser_schema(self._dump))
 
     def _coerce(self, value: Any) -> Any:
         return value if isinstance(value, Config) else parse(self.resolve(value, ""), as_mapping(value), "")
+
+    def _dump(self, value: Config) -> dict[str, Any]:
+        """Plain data that `parse` turns into an equal value: a class from outside is named by its place."""
+        data, dotted = value.model_dump(mode="json"), f"{type(value).__module__}:{type(value).__qualname__}"
+        known = self.known.get(data.get("kind", ""))
+        return data if known in (type(value), dotted) else {**data, "kind": dotted}
 
     def resolve(self, value: Any, path: str) -> type[Config]:
         """The class that `value["kind"]` names; BadInput with the nearest name if there is none."""
@@ -45,9 +51,12 @@ class OneOf:
             kind = default.default if default is not None and isinstance(default.default, str) else None
         if kind is None:
             raise BadInput(f"`{path}` needs a `kind`: one of {', '.join(self.known)}, or package.module:Class.")
+        if not isinstance(kind, str):
+            raise BadInput(f"`{join(path, 'kind')}` must be a name, not {kind!r}: one of {', '.join(self.known)}, or "
+                           f"package.module:Class.")
         target = self.known.get(kind)
         if target is None and ":" not in kind:
-            raise BadInput(f"`{path}.kind` is '{kind}', which is not known{nearest(kind, self.known)} "
+            raise BadInput(f"`{join(path, 'kind')}` is '{kind}', which is not known{nearest(kind, self.known)} "
                            f"Choose one of {', '.join(self.known)}, or name a class as package.module:Class.")
         return self._import(target or kind, path) if not isinstance(target, type) else target
 
@@ -55,10 +64,10 @@ class OneOf:
         module, _, name = dotted.partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"`{path}.kind` names {dotted}, which cannot be imported: {error}.") from error
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise BadInput(f"`{join(path, 'kind')}` names {dotted}, which cannot be imported: {error}.") from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
-            raise BadInput(f"`{path}.kind` names {dotted}, which does not derive from "
+            raise BadInput(f"`{join(path, 'kind')}` names {dotted}, which does not derive from "
                            f"{self.base.__module__}.{self.base.__qualname__}.")
         return found
 
@@ -87,7 +96,7 @@ def parse(cls: type[Config], data: Mapping[str, Any], path: str = "") -> Any:
     values = dict(data)
     for key in values:
         if key not in cls.model_fields:
-            raise BadInput(f"Unknown key `{join(path, key)}`{nearest(key, cls.model_fields)} "
+            raise BadInput(f"Unknown key `{join(path, str(key))}`{nearest(str(key), cls.model_fields)} "
                            f"Valid keys here: {', '.join(cls.model_fields)}.")
     for key in values:
         values[key] = _parse_value(_annotation(cls, key), values[key], join(path, key))

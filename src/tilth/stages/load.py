@@ -62,10 +62,12 @@ def _value(text: str, change: str) -> Any:
 def set_key(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in place. The first part is a field of the recipe or the name of a stage; a changed `kind`
     drops the fields of the old kind."""
+    key = str(key)
     parts = key.split(".")
     if parts[0] not in Recipe.model_fields:
-        if parts[0] not in data["stages"]:
-            names = [*Recipe.model_fields, *data["stages"]]
+        stages = data.get("stages") or {}
+        if parts[0] not in stages:
+            names = [*Recipe.model_fields, *stages]
             raise BadInput(f"Unknown key `{key}`: '{parts[0]}' is neither a stage nor a field of the recipe"
                            f"{nearest(parts[0], names)} There are {', '.join(names)}.")
         parts = ["stages", *parts]
@@ -136,7 +138,7 @@ def _from_yaml(path: Path) -> dict[str, Any]:
         return data
     whole = load_recipe(str(path.parent / base) if str(base).endswith((".py", ".yaml", ".yml")) else base)
     plain = whole.model_dump(mode="json")
-    for key, value in data.pop("stages", {}).items():
+    for key, value in (data.pop("stages", None) or {}).items():
         plain["stages"][key] = merge(plain["stages"].get(key), value)
     for key, value in data.items():
         set_key(plain, key, value)

@@ -15,6 +15,7 @@ from tilth.recipe.errors import BadInput, RunFailed
 from tilth.recipe.files import read_json, sha256_file, writing_folder
 
 FORMAT = 1
+FILES = ("tensors.safetensors", "state.json")
 
 
 def encode(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str], path: str = "") -> Any:
@@ -23,9 +24,15 @@ def encode(value: Any, tensors: dict[str, Tensor], seen: dict[Any, str], path: s
         alias = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else path
         name = seen.setdefault(alias, path)
         if name == path:
+            while name in tensors:  # keys 1 and "1", or "a/b" and "a" then "b", lead to the same path
+                name += "'"
+            seen[alias] = name
             tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"$tensor": name}
     if isinstance(value, dict):
+        odd = [key for key in value if not (key is None or isinstance(key, bool | int | float | str))]
+        if odd:
+            raise TypeError(f"{path}: a state may have numbers and text as keys, not {odd[0]!r}")
         items = [[key, encode(item, tensors, seen, f"{path}/{key}")] for key, item in value.items()]
         if all(isinstance(key, str) for key in value) and not any(key.startswith("$") for key in value):
             return dict(items)
@@ -64,14 +71,20 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             raise RunFailed(f"Could not write the checkpoint {folder}: {error}. Earlier checkpoints are kept; free "
                             f"some space and run the same command again.") from error
         (beside / "state.json").write_text(json.dumps(tree))
-        sums = {name: sha256_file(beside / name) for name in ("tensors.safetensors", "state.json")}
+        sums = {name: sha256_file(beside / name) for name in FILES}
         (beside / "checksums.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The state saved in `folder`; BadInput names the file that is missing, cut short or edited."""
     sums = read_json(folder / "checksums.json")
-    for name, expected in sums["sha256"].items():
+    known = sums.get("sha256") if isinstance(sums, dict) else None
+    if not isinstance(known, dict) or not set(FILES) <= set(known):
+        raise BadInput(f"The checkpoint file {folder / 'checksums.json'} was edited (it does not name every file).")
+    if sums.get("format") != FORMAT:
+        raise BadInput(f"The checkpoint {folder} has format {sums.get('format')}; this Tilth reads format {FORMAT}.")
+    for name in FILES:
+        expected = known[name]
         if not (folder / name).exists():
             raise BadInput(f"The checkpoint {folder} has lost its file {name}.")
         if sha256_file(folder / name) != expected:
@@ -107,7 +120,9 @@ class Checkpoints:
                 state = load_state(self.path(step))
             except BadInput as error:
                 say(f"{error} Using the checkpoint before it.")
-                shutil.move(self.path(step), self.path(step).with_name(f"damaged-{step:08d}"))
+                aside = self.path(step).with_name(f"damaged-{step:08d}")
+                shutil.rmtree(aside, ignore_errors=True)
+                shutil.move(self.path(step), aside)
                 continue
             self._check_identity(state.pop("identity"), self.path(step))
             return state
@@ -122,5 +137,4 @@ class Checkpoints:
         if changed:
             raise BadInput(f"The checkpoint {path} belongs to another recipe: {', '.join(changed)} differ. Put the "
                            f"recipe back, or start a new run (--new, or another run folder).")
-
 

@@ -143,15 +143,19 @@ class Loop:
     def _update(self, update: str, batches: list[Batch]) -> dict[str, float]:
         """Accumulate the gradient of sum(weight * total) / sum(weight * count) over the global batch, clip, step."""
         self.learner.before_update(update, self.at.step)
+        # Another update may have left gradients on these parameters (a generator's loss passes the discriminator).
+        self.learner.modules.zero_grad(set_to_none=True)
         batches = self._look_first(update, batches)
         counts = [self.learner.count(update, batch) for batch in batches]
         whole = sum(float((batch["weight"] * count).sum()) for batch, count in zip(batches, counts, strict=True))
         if whole <= 0:
             raise RunFailed(f"Step {self.at.step + 1} has nothing to learn from: the weights or the counts of all its "
                             f"units are 0.")
+        predictions = sum(float(count.sum()) for count in counts)
         sums = {"loss": 0.0, "count": 0.0}
         for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            self._accumulate(update, index, batch, count, whole, len(batches), sums)
+            share = float(count.sum()) / predictions
+            self._accumulate(update, index, batch, count, whole, share, len(batches), sums)
         parameters = [p for group in self.optimizers[update].param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
         loss = sums.pop("loss") / max(sums["count"], 1.0)
@@ -164,15 +168,15 @@ class Loop:
         terms = {f"{name}{key}": value for key, value in sums.items() if name == "" or key != "count"}
         return {f"{name}loss": loss, f"{name}gradient_norm": norm, **terms}
 
-    def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, micro_batches: int,
-                    sums: dict[str, float]) -> None:
-        """Forward and backward of one micro-batch; adds its loss, count and penalties to `sums`."""
+    def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, share: float,
+                    micro_batches: int, sums: dict[str, float]) -> None:
+        """Forward and backward of one micro-batch, which holds `share` of the predictions of the global batch; adds
+        its loss, count and penalties to `sums`."""
         with autocast(self.settings.precision, self.settings.device):
             loss = self.learner.loss(update, batch, self._rng(update, index))
         if loss.couples == "batch" and micro_batches > 1:
             raise BadInput("This objective couples the units of a batch, so a batch cannot be split: "
                            "set micro_rows to the whole batch, or give the learner a first pass.")
-        share = float((batch["weight"] * count).sum()) / whole
         penalty = sum((term * share for term in loss.terms.values()), torch.zeros((), device=loss.total.device))
         ((batch["weight"] * loss.total).sum() / whole + penalty).backward()
         sums["loss"] += float(loss.total.detach().sum())

@@ -24,6 +24,10 @@ def row_bytes(learner: Learner, stream: Stream, precision: str, device: torch.de
     before = stream.state_dict()
     batch = {name: tensor.to(device) for name, tensor in stream.next(1).items()}
     stream.load_state_dict(before)
+    if learner.first_pass is not None:
+        with torch.no_grad(), autocast(precision, device):
+            seen = learner.first_pass.first(learner, learner.updates[0], batch, seeded(0, device=device))
+        batch = {**batch, **learner.first_pass.between([seen], [batch])[0]}
     weights = {parameter.untyped_storage().data_ptr() for parameter in learner.modules.parameters()}
     with SavedBytes(weights) as saved, autocast(precision, device):
         learner.loss(learner.updates[0], batch, seeded(0, device=device))

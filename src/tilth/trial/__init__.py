@@ -1,0 +1,1 @@
+"""Comparisons that anybody can repeat: trials, sweeps, and what the benchmarks share."""
