@@ -1,11 +1,12 @@
 """What a stage is: a step of a recipe with typed fields, named inputs and a folder of its own."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
@@ -76,6 +77,15 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
     stages: dict[str, one_of(Stage, STAGES)]  # type: ignore[valid-type]
+
+    @field_validator("stages")
+    @classmethod
+    def _names(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        for name in stages:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in cls.model_fields:
+                raise ValueError(f"'{name}' cannot name a stage (it becomes a folder, and part of a dotted key): use "
+                                 f"letters, digits, - and _, and no field of the recipe")
+        return stages
 
     def order(self) -> list[str]:
         """Stage names, each after the stages it reads; BadInput on an unknown name or a circle."""
