@@ -1,50 +1,108 @@
 """Decisions over the whole corpus, between the two passes: corpus rules, then the held-out part.
 
-What they decide from is the index: a few numbers for each document that the document rules kept.
+What they decide from is the index: a few numbers for each document that the document rules kept. It stays in files;
+a rule reads the columns that it needs, one at a time where they are many.
 """
 
 import hashlib
+from copy import copy
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tilth import __version__
 from tilth.curate import held_out as held
 from tilth.curate.report import EXAMPLES
-from tilth.curate.shards import ParquetOut, Plan, Shard, frames_of
+from tilth.curate.shards import ParquetOut, Plan, Shard, frames_of, index_column
 from tilth.curate.shingles import ShingleSet
 from tilth.data.records import SCHEMA, read_records
 from tilth.recipe.files import writing
 
+BASE = ("source", "bytes", "draw")
+CLUSTERS = pa.schema([("rule", pa.string()), ("cluster", pa.uint32()), ("id", pa.string()), ("kept", pa.bool_())],
+                     metadata={"tilth_version": __version__})
 
-def decide(plan: Plan, shards: list[Shard]) -> list[pl.DataFrame]:
-    """For each shard a frame with a row for each of its records: `dropped_by` and `why`, null where one stays."""
-    index, ends = read_index(plan, shards)
-    dropped_by = pl.Series("dropped_by", [None] * index.height, pl.String)
-    why = pl.Series("why", [None] * index.height, pl.String)
-    for rule in plan.corpus_rules:
-        there = index.filter(dropped_by.is_null())
-        original = rule.decide(there)
-        rows = there["row"].filter(original.is_not_null())
-        dropped_by = dropped_by.scatter(rows, rule.title()) if len(rows) else dropped_by
-        first = original.drop_nulls().head(EXAMPLES)
-        if len(first):
-            names = record_ids(plan, first.to_list(), ends)
-            why = why.scatter(rows.head(EXAMPLES), [f"repeats {name}" for name in names])
+
+class Index:
+    """The index of all shards, of which columns are read when asked for; one rule's view of it.
+
+    `alive` (bool, one for each record that the document rules kept) is shared by the views: rows that a rule dropped
+    are not there for the next one.
+    """
+
+    def __init__(self, plan: Plan, shards: list[Shard]):
+        self.files = [plan.part(shard.number, "index") for shard in shards]
+        self.ends = np.cumsum([pq.read_metadata(file).num_rows for file in self.files]).tolist()
+        self.alive = np.ones(self.ends[-1], bool)
+        self.rule = -1
+
+    def view(self, rule: int) -> "Index":
+        """The index as the rule at this place sees it."""
+        seen = copy(self)
+        seen.rule = rule
+        return seen
+
+    @property
+    def height(self) -> int:
+        return int(self.alive.sum())
+
+    def select(self, *columns: str) -> pl.DataFrame:
+        """Columns of the documents that are still there; `row` is their place in the whole index."""
+        stored = {column: column if column in BASE else index_column(self.rule, column)
+                  for column in columns if column != "row"}
+        frame = pl.DataFrame({"row": np.arange(len(self.alive), dtype=np.uint32)})
+        if stored:
+            read = pl.read_parquet(self.files, columns=list(stored.values())).select(stored.values())
+            frame = frame.hstack(read.rename({there: column for column, there in stored.items()}))
+        return frame.select(columns).filter(pl.Series(self.alive))
+
+
+def decide(plan: Plan, shards: list[Shard]) -> tuple[list[pl.DataFrame], pl.DataFrame]:
+    """For each shard a frame with a row for each of its records, `dropped_by` and `why`, null where one stays; and
+    the clusters that rules found: `row`, `original` (the row of the document that stays) and `rule`."""
+    index, clusters = Index(plan, shards), []
+    dropped_by = pl.Series("dropped_by", [None] * len(index.alive), pl.String)
+    why = pl.Series("why", [None] * len(index.alive), pl.String)
+    for at, rule in enumerate(plan.corpus_rules):
+        there = index.view(at)
+        found = pl.DataFrame([there.select("row").to_series(), rule.decide(there).alias("original")]).drop_nulls()
+        if not found.height:
+            continue
+        dropped_by = dropped_by.scatter(found["row"], rule.title())
+        index.alive[found["row"].to_numpy()] = False
+        clusters.append(found.with_columns(rule=pl.lit(rule.title())))
+        names = record_ids(plan, found["original"].head(EXAMPLES).to_list(), index.ends)
+        why = why.scatter(found["row"].head(EXAMPLES), [f"repeats {name}" for name in names])
     if plan.held_out is not None:
-        there = index.filter(dropped_by.is_null())
-        chosen = there["row"].filter(pl.Series(held.choose(there, plan.held_out)))
+        left = index.select("row", *BASE)
+        chosen = left["row"].filter(pl.Series(held.choose(left, plan.held_out)))
         dropped_by = dropped_by.scatter(chosen, held.NAME)
-    decisions = pl.DataFrame([dropped_by, why])
-    starts = [0, *ends[:-1]]
-    return [decisions.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
+    decisions, starts = pl.DataFrame([dropped_by, why]), [0, *index.ends[:-1]]
+    empty = pl.DataFrame(schema={"row": pl.UInt32, "original": pl.UInt32, "rule": pl.String})
+    return [decisions.slice(start, end - start)
+            for start, end in zip(starts, index.ends, strict=True)], pl.concat([empty, *clusters])
 
 
-def read_index(plan: Plan, shards: list[Shard]) -> tuple[pl.DataFrame, list[int]]:
-    """The index of all shards in order, with `row` (uint32), and the row at which each shard ends."""
-    parts = [pl.read_parquet(plan.part(shard.number, "index")) for shard in shards]
-    ends = np.cumsum([part.height for part in parts]).tolist()
-    return pl.concat(parts).with_row_index("row"), ends
+def write_clusters(plan: Plan, shards: list[Shard], clusters: pl.DataFrame) -> None:
+    """Write `clusters.parquet`: for each document of a cluster the rule that found it, the cluster (a number that the
+    documents of one cluster share), the id and whether the rule kept it; in the order of reading."""
+    if not plan.corpus_rules:
+        return
+    kept = clusters.select("rule", row="original", cluster="original").unique()
+    members = pl.concat([kept.with_columns(kept=pl.lit(True)),
+                         clusters.select("rule", "row", cluster="original", kept=pl.lit(False))]).sort("row", "rule")
+    start = 0
+    with writing(plan.folder / "clusters.parquet") as file:
+        out = ParquetOut(file, CLUSTERS)
+        for shard in shards:
+            ids = pl.read_parquet(plan.part(shard.number, "records"), columns=["id"])
+            here = members.filter(pl.col("row").is_between(start, start + ids.height, closed="left"))
+            out.write(here.select("rule", "cluster", ids["id"].gather(here["row"] - start).alias("id"), "kept"))
+            start += ids.height
+        out.close(pl.DataFrame(schema={"rule": pl.String, "cluster": pl.UInt32, "id": pl.String, "kept": pl.Boolean}))
 
 
 def record_ids(plan: Plan, rows: list[int], ends: list[int]) -> list[str]:

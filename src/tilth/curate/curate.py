@@ -21,7 +21,7 @@ from tilth import __version__
 from tilth.curate import held_out as held
 from tilth.curate import report
 from tilth.curate.attributes import ATTRIBUTES, Attribute
-from tilth.curate.corpus import decide, write_held_out
+from tilth.curate.corpus import decide, write_clusters, write_held_out
 from tilth.curate.exact import ExactDuplicates
 from tilth.curate.held_out import HeldOut
 from tilth.curate.pipeline import Pipeline
@@ -33,8 +33,9 @@ from tilth.recipe import BadInput, Config, Progress, one_of, say
 from tilth.recipe.files import read_json, write_json, writing
 
 SHARD_BYTES = 128 << 20
-OUTPUTS = ("documents-*.parquet", "attributes-*.parquet", "held_out.parquet", "quarantine.jsonl", "report.json")
-LAYOUT = 1  # raised when the same recipe writes other files
+OUTPUTS = ("documents-*.parquet", "attributes-*.parquet", "clusters.parquet", "held_out.parquet", "quarantine.jsonl",
+           "report.json")
+LAYOUT = 2  # raised when the same recipe writes other files
 
 
 class CurateConfig(Config):
@@ -77,8 +78,9 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     quarantined = _quarantined(summaries)
     if not summary_of(summaries, "read").documents:
         raise _empty(inputs, quarantined)
-    decisions = decide(plan, shards)
+    decisions, clusters = decide(plan, shards)
     _make_room(plan)
+    write_clusters(plan, shards, clusters)
     held_part = write_held_out(plan, shards, decisions)
     _second_passes(plan, shards, decisions, workers)
     result = _report(plan, shards, identity, summaries, quarantined, held_part)
@@ -218,9 +220,10 @@ def _report(plan: Plan, shards: list[Shard], identity: str, summaries: list[dict
         worst = max(tallies, key=lambda tally: tally.dropped.documents)
         raise BadInput(f"The rules left no document: '{worst.name}' alone dropped {worst.dropped.documents} of "
                        f"{worst.seen.documents}. Loosen it.")
+    about = {rule.title(): rule.about() for rule in plan.corpus_rules}
     removed = tallies[-1].dropped if plan.held_out else report.Amount()
     return report.build(identity=identity, read=summary_of(summaries, "read"), quarantined=quarantined, rules=tallies,
-                        kept=kept, held_out={**held_part, "near_copies_removed": removed.as_json()},
+                        about=about, kept=kept, held_out={**held_part, "near_copies_removed": removed.as_json()},
                         sources=report.merge_sources(summary["sources"] for summary in second))
 
 

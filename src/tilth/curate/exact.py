@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from tilth.curate.attributes import TEXT
-from tilth.curate.rules import CorpusRule
+from tilth.curate.rules import CorpusIndex, CorpusRule
 
 HIGH, LOW = "exact_duplicates_high", "exact_duplicates_low"
 
@@ -43,6 +43,7 @@ class ExactDuplicates(CorpusRule):
         found = digests(records.select(normalised(TEXT)).to_series())
         return pl.DataFrame({HIGH: found[:, 0], LOW: found[:, 1]}, schema={HIGH: pl.UInt64, LOW: pl.UInt64})
 
-    def decide(self, index: pl.DataFrame) -> pl.Series:
+    def decide(self, index: CorpusIndex) -> pl.Series:
         first = pl.col("row").first().over(HIGH, LOW)
-        return index.select(pl.when(first != pl.col("row")).then(first).alias("original")).to_series()
+        original = pl.when(first != pl.col("row")).then(first).alias("original")
+        return index.select("row", HIGH, LOW).select(original).to_series()

@@ -106,16 +106,17 @@ def merge_sources(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]
     return [{"source": source, "license": license_, **amount.as_json()} for (source, license_), amount in ordered]
 
 
-def build(*, identity: str, read: Amount, quarantined: Counter[str], rules: list[Tally], kept: Amount,
-          held_out: dict[str, Any], sources: list[dict[str, Any]]) -> dict[str, Any]:
+def build(*, identity: str, read: Amount, quarantined: Counter[str], rules: list[Tally],
+          about: dict[str, dict[str, Any]], kept: Amount, held_out: dict[str, Any],
+          sources: list[dict[str, Any]]) -> dict[str, Any]:
     """report.json. `read` counts what readers yielded, so records in = read + quarantined, and read = kept + held
-    out + all that rules dropped (near copies of held-out text are the last rule)."""
+    out + all that rules dropped (near copies of held-out text are the last rule). `about` adds to rules, by name."""
     return {
         "version": __version__,
         "identity": identity,
         "read": read.as_json(),
         "quarantined": {"documents": quarantined.total(), "by_reason": dict(sorted(quarantined.items()))},
-        "rules": [tally.as_json() for tally in rules],
+        "rules": [{**tally.as_json(), **about.get(tally.name, {})} for tally in rules],
         "kept": kept.as_json(),
         "held_out": held_out,
         "sources": sources,

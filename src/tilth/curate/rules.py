@@ -5,7 +5,7 @@ batch; a corpus rule (duplicates) decides over everything that the document rule
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import polars as pl
 from pydantic import field_validator, model_validator
@@ -54,17 +54,30 @@ class DocumentRule(Rule):
         return pl.lit(self.title())
 
 
+class CorpusIndex(Protocol):
+    """What a corpus rule decides from: a row for each document that is still there, in stable order. Columns are read
+    when they are asked for (a Polars frame will do in a test)."""
+
+    @property
+    def height(self) -> int: ...
+
+    def select(self, *columns: str) -> pl.DataFrame: ...
+
+
 class CorpusRule(Rule):
     """A rule that decides over the whole corpus, from columns that it computes for each batch."""
+
+    def about(self) -> dict[str, Any]:
+        """What the report says of this rule beside its counts."""
+        return {}
 
     def signature(self, records: pl.DataFrame) -> pl.DataFrame:
         """Columns to remember for each record (same rows); names must begin with the rule's kind."""
         raise NotImplementedError(f"{type(self).__name__} must define signature(records).")
 
-    def decide(self, index: pl.DataFrame) -> pl.Series:
-        """`index` has one row for each document that is still there, in stable order: `row` (uint32), `source`,
-        `bytes` and the signature's columns. Returns uint32: the `row` of the document that this one repeats (it is
-        then dropped), or null where it stays."""
+    def decide(self, index: CorpusIndex) -> pl.Series:
+        """`index` has the columns `row` (uint32), `source`, `bytes` and the signature's. Returns uint32: the `row` of
+        the document that this one repeats (it is then dropped), or null where it stays."""
         raise NotImplementedError(f"{type(self).__name__} must define decide(index).")
 
 
@@ -227,6 +240,7 @@ RULES: dict[str, type[Rule] | str] = {
     "rewrite": Rewrite,
     "normalize": Normalize,
     "exact_duplicates": "tilth.curate.exact:ExactDuplicates",
+    "near_duplicates": "tilth.curate.near_duplicates:NearDuplicates",
 }
 
 

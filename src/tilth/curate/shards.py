@@ -128,8 +128,15 @@ def _first_pass_batch(plan: Plan, pipeline: Pipeline, batch: pa.RecordBatch, rea
     alive = records.filter(attributes["dropped_by"].is_null())
     columns = [alive.select("source", bytes=pl.col("text").str.len_bytes().cast(pl.Int64))]
     columns.append(pl.DataFrame({"draw": held_out.draw(plan.seed, alive["id"])}, schema={"draw": pl.UInt64}))
-    columns += [rule.signature(alive) for rule in plan.corpus_rules]
+    for at, rule in enumerate(plan.corpus_rules):
+        signature = rule.signature(alive)
+        columns.append(signature.rename({name: index_column(at, name) for name in signature.columns}))
     return [alive, attributes, pl.concat(columns, how="horizontal")]
+
+
+def index_column(rule: int, name: str) -> str:
+    """How the index calls a column of the signature of a corpus rule (two rules of one kind may stand in a recipe)."""
+    return f"{rule}/{name}"
 
 
 def second_pass(plan: Plan, shard: Shard, decisions: pl.DataFrame, advance: Advance | None = None) -> None:

