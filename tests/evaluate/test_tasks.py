@@ -64,7 +64,7 @@ def test_multiple_choice_worked_by_hand():
     assert found.items["accuracy_sum"].tolist() == [0, 1]
     assert found.items["accuracy_per_byte"].tolist() == found.items["accuracy_per_token"].tolist() == [1, 0]
     assert found.items["accuracy"].tolist() == [1, 0]
-    assert found.metrics["accuracy"] == {"value": 0.5, "stderr": pytest.approx(0.5), "n": 2}
+    assert found.metrics["accuracy"] == {"value": 0.5, "stderr": pytest.approx(0.5), "n": 2, "chance": 0.5}
     np.testing.assert_allclose(found.items["gold_log_probability"], [3 * math.log(0.5), math.log(0.25)], rtol=1e-5)
     assert found.metrics["gold_bits_per_byte"]["value"] == pytest.approx((3 + 2) / 4)
     # Shares 0.125 : 0.25, so 1/3 and 2/3.

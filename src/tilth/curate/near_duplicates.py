@@ -75,7 +75,7 @@ class NearDuplicates(CorpusRule):
             merge(parent, *equal_keys(index.select(name).to_series()))
         documents = index.select("row", "bytes", CHOSEN).with_columns(cluster=pl.Series(parent))
         members = documents.filter(pl.len().over("cluster") > 1)
-        order = [~pl.col(CHOSEN), *([-pl.col("bytes")] if self.keep == "longest" else []), pl.col("row")]
+        order = [~pl.col(CHOSEN), *([-pl.col("bytes").cast(pl.Int64)] if self.keep == "longest" else []), pl.col("row")]
         kept = members.group_by("cluster").agg(original=pl.col("row").sort_by(order).first())
         dropped = members.join(kept, on="cluster").filter((pl.col("row") != pl.col("original")) & ~pl.col(CHOSEN))
         return documents.join(dropped.select("row", "original"), on="row", how="left",

@@ -77,6 +77,19 @@ def read_rows(folder: Path, first_row: int, last_row: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def served_by_source(stage_folder: Path | str, pool: Pool, rows: int) -> list[dict[str, Any]]:
+    """What the first `rows` rows of a run really held: `{source, tokens, units, documents}` for each source."""
+    pieces = read_rows(Path(stage_folder) / FOLDER, 0, rows)
+    source = np.asarray(pool.source)[pieces["unit"]]
+    tokens = np.bincount(source, pieces["tokens"], len(pool.sources)).astype(np.int64)
+    units = np.unique(pieces["unit"])
+    distinct = np.bincount(np.asarray(pool.source)[units], minlength=len(pool.sources))
+    records = np.unique(pool.values("record")[units], return_index=True)[1]
+    documents = np.bincount(np.asarray(pool.source)[units[records]], minlength=len(pool.sources))
+    return [{"source": name, "tokens": int(tokens[index]), "units": int(distinct[index]),
+             "documents": int(documents[index])} for index, name in enumerate(pool.sources)]
+
+
 def _load(path: Path) -> np.ndarray:
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)

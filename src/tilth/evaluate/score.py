@@ -125,7 +125,12 @@ def choice_result(items: Sequence[Item], scores: Sequence[Sequence[OptionScore]]
               "accuracy_per_token": right["token"],
               "brier": np.array([brier(NORMALISED["sum"](option), item.gold)
                                  for item, option in zip(items, scores, strict=True)])}
-    return _result(arrays, [option[item.gold] for item, option in zip(items, scores, strict=True)])
+    result = _result(arrays, [option[item.gold] for item, option in zip(items, scores, strict=True)])
+    chance = float(np.mean([1 / len(option) for option in scores]))
+    for name, metric in result.metrics.items():
+        if name.startswith("accuracy"):
+            metric["chance"] = chance
+    return result
 
 
 def cloze_result(scores: Sequence[OptionScore]) -> TaskResult:

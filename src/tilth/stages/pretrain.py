@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tilth.data.pool import Pool
 from tilth.data.stream import PackedStream
+from tilth.data.trace import served_by_source
 from tilth.models import MODELS, ModelConfig, TransformerConfig, import_llama
 from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
@@ -177,7 +178,7 @@ class Pretraining:
         peak = matmul_peak(self.device, self.precision)
         lines = read_json_lines(self.context.folder / "metrics.jsonl")
         held_out = [line["held_out"] for line in lines if "held_out" in line]
-        drawn = self.policy.report()["sources"]
+        drawn = served_by_source(self.context.folder, self.pool, self.stream.rows)
         licenses = dict(zip(self.pool.sources, source_licenses(self.pool), strict=True))
         return {
             "parameters": config.parameters(), "parameters_non_embedding": config.parameters(embeddings=False),
@@ -190,8 +191,9 @@ class Pretraining:
             "device": str(self.device), "micro_rows": self.decided["micro_rows"], "threads": torch.get_num_threads(),
             "final_loss": [line["loss"] for line in lines if "loss" in line][-1],
             "held_out_bits_per_byte": held_out[-1]["bits_per_byte"] if held_out else None,
-            "sources": {one["source"]: {"tokens": one["tokens"], "units": one["units"], "passes": one["passes"],
-                                        "license": licenses[one["source"]]} for one in drawn}}
+            "sources": {one["source"]: {"tokens": one["tokens"], "units": one["units"], "documents": one["documents"],
+                                        "license": licenses[one["source"]]} for one in drawn},
+            "policy": self.policy.report()}
 
 
 def source_licenses(pool: Pool) -> list[str]:

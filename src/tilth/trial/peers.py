@@ -4,6 +4,7 @@ A peer is a script that is run by the Python of its environment. It reads one JS
 input and answers with one JSON line; what its libraries print goes to a log.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -79,11 +80,11 @@ def _call(command: list[str], name: str) -> None:
 
 
 class Peer:
-    """A running peer: `ask(request)` sends a dict and waits for the answer. A context manager; it ends with the block."""
+    """A running peer, a context manager: `ask(request)` sends a dict and waits for the answer."""
 
     def __init__(self, python: Path, script: Path, job: dict[str, Any], variables: dict[str, str] | None = None):
         self.name = script.stem
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             [str(python), str(script), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log, text=True, env={**os.environ, **(variables or {})})
@@ -114,7 +115,5 @@ class Peer:
         self._process.kill()
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._log):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # a request that it never read
                 file.close()
-            except BrokenPipeError:  # a request that it never read
-                pass
