@@ -63,7 +63,7 @@ def done(corpus, tmp_path_factory) -> tuple[Path, dict]:
 def test_the_folder_holds_what_the_design_says(done):
     folder, report = done
     assert [name for name in contents(folder) if not name.startswith((".", "documents", "attributes"))] == [
-        "held_out.parquet", "quarantine.jsonl", "report.json"]
+        "clusters.parquet", "held_out.parquet", "quarantine.jsonl", "report.json"]
     assert read_json(folder / "report.json") == report and not (folder / ".work").exists()
     documents = pl.read_parquet(folder / "documents-*.parquet")
     assert documents.columns == ["id", "text", "source", "license", "attribution", "metadata"]
