@@ -117,7 +117,7 @@ def plain_descent(folder: Path, learner: Learner, stream, lr=1.0, **more) -> Loo
                      schedule=Constant(warmup=0), clip=None, **more)
 
 
-EXACT = ("step", "tokens", "flops", "loss", "lr", "gradient_norm", "padded")
+EXACT = ("step", "tokens", "flops", "loss", "lr", "gradient_norm", "padded", "held_out")
 
 
 def curve(folder: Path) -> list[dict]:
