@@ -22,7 +22,7 @@ def recipe() -> Recipe:
         "pretrain": PretrainStage(
             model=TransformerConfig(layers=4, width=256, heads=4, feed_forward=704, context=1024),
             optimizer=Muon(lr=5e-3), schedule=WSD(warmup=0.02, decay=0.6), length=512, batch_tokens=8192,
-            budget=Budget(tokens=4e6)),
+            budget=Budget(tokens=2.2e6)),
         "evaluate": EvaluateStage(stride=256),
         "export": ExportStage(),
     })

@@ -25,7 +25,7 @@ from tilth.curate.corpus import decide, write_clusters, write_held_out
 from tilth.curate.exact import ExactDuplicates
 from tilth.curate.held_out import HeldOut
 from tilth.curate.pipeline import Pipeline
-from tilth.curate.rules import RULES, CorpusRule, DocumentRule, Rule
+from tilth.curate.rules import RULES, CorpusRule, DocumentRule, Rule, expanded
 from tilth.curate.shards import Plan, Shard, first_pass, second_pass, summary_of
 from tilth.data.engines import map_shards
 from tilth.data.inputs import INPUTS, Input
@@ -65,7 +65,7 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     `workers` processes share the shards (a shard is whole files of about `shard_bytes` stored bytes). What another
     recipe left in the folder is replaced. BadInput for inputs or rules that cannot be used, and for an empty corpus.
     """
-    document_rules, corpus_rules = _sorted_rules(rules, exact_duplicates)
+    document_rules, corpus_rules = _sorted_rules(expanded(rules), exact_duplicates)
     plan = Plan(Path(folder), seed, tuple(attributes), document_rules, corpus_rules, held_out)
     Pipeline(document_rules, attributes)  # unknown attributes fail now, not after an hour
     shards = _shards(inputs, shard_bytes)

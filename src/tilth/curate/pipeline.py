@@ -46,6 +46,7 @@ class Pipeline:
         self.tallies = [Tally(rule.title()) for rule in rules]
         self.plan: list[list[Measurement]] = []
         self._names: dict[str, list[str]] = {}
+        self._meant = {column: attribute for attribute in attributes for column in attribute.columns()}
         _check_names(attributes)
         self._lay_out()
 
@@ -54,8 +55,12 @@ class Pipeline:
         current: set[str] = set()
         rewriter = ""
         for rule in self.rules:
-            self.plan.append([self._measure(column, current, rewriter) for column in rule.needs()
-                              if column not in current and column not in COLUMNS])
+            brought = rule.measures()
+            self.plan.append([])
+            for column in rule.needs():
+                self._check_same(column, brought)
+                if column not in current and column not in COLUMNS:
+                    self.plan[-1].append(self._measure(column, current, rewriter, brought))
             if rule.rewrites_text:
                 current, rewriter = set(), rule.title()
         wanted = [column for attribute in self.attributes for column in attribute.columns()]
@@ -64,8 +69,9 @@ class Pipeline:
             if column not in current:
                 self.plan[-1].append(self._measure(column, current, rewriter))
 
-    def _measure(self, column: str, current: set[str], rewriter: str) -> Measurement:
-        attribute = find(column, self.attributes)
+    def _measure(self, column: str, current: set[str], rewriter: str,
+                 brought: Sequence[Attribute] = ()) -> Measurement:
+        attribute = find(column, [*brought, *self.attributes])
         columns = (column,) if attribute is None else attribute.columns()
         stored = {}
         for name in columns:
@@ -74,6 +80,13 @@ class Pipeline:
             stored[name] = taken[-1]
         current.update(columns)
         return Measurement(attribute, columns, stored)
+
+    def _check_same(self, column: str, brought: Sequence[Attribute]) -> None:
+        """Two rules, or a rule and the recipe, must not mean different things by one column."""
+        for attribute in brought:
+            if column in attribute.columns() and self._meant.setdefault(column, attribute) != attribute:
+                raise BadInput(f"The column '{column}' is to be measured in two ways: {self._meant[column]!r} and "
+                               f"{attribute!r}. Give one of the rules another `prefix`.")
 
     def apply(self, records: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The records with rewritten text, and their attributes (`id`, one column each, `dropped_by`), all rows."""

@@ -5,12 +5,13 @@ batch; a corpus rule (duplicates) decides over everything that the document rule
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import polars as pl
 from pydantic import field_validator, model_validator
 
-from tilth.curate.attributes import TEXT, record_column
+from tilth.curate.attributes import TEXT, Attribute, record_column
 from tilth.recipe import Config
 
 GROUP = re.compile(r"\$(?:\{([^}]*)\}|(\w+))")
@@ -27,6 +28,22 @@ class Rule(Config):
 
     def default_title(self) -> str:
         return self.kind.rpartition(":")[2]
+
+    def measures(self) -> tuple[Attribute, ...]:
+        """Attributes that the rule brings along, so that a recipe need not name them."""
+        return ()
+
+
+class RuleSet(Rule):
+    """Several rules under one name in a recipe. They act, and are reported, as if the recipe held them one by one."""
+
+    def rules(self) -> list[Rule]:
+        raise NotImplementedError(f"{type(self).__name__} must define rules().")
+
+
+def expanded(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules with every set replaced by what it holds."""
+    return [one for rule in rules for one in (expanded(rule.rules()) if isinstance(rule, RuleSet) else [rule])]
 
 
 class DocumentRule(Rule):
