@@ -160,6 +160,16 @@ def trace(run: Annotated[Path, typer.Argument(help="A run's folder, or its pretr
 
 
 @app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="One method: all that is known of it.")] = None,
+            readme: Annotated[Path | None, typer.Option(help="Write the table into this README.")] = None) -> None:
+    """Every published method that has evidence here, and what the evidence shows."""
+    from tilth.report.methods import methods_text, update_readme
+    if readme is not None:
+        update_readme(readme)
+    print(methods_text(name))
+
+
+@app.command()
 def choices(what: Annotated[str | None, typer.Argument(help="stage, rule, selector, optimizer ...")] = None) -> None:
     """Every kind that a recipe can name, with what it does."""
     from tilth.stages.commands import list_choices
