@@ -7,15 +7,18 @@ every run. Hidden files and folders (a part beginning with a dot, `__pycache__`)
 import glob
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
 from tilth.recipe import BadInput
-from tilth.recipe.files import sha256_file
+from tilth.recipe.files import read_json, sha256_file, write_json
 
 MAGIC = "*?["
+_known: dict[str, list[Any]] = {}  # absolute path -> [size, time of change in ns, SHA-256]; see `remembering`
 
 
 def is_remote(path: str) -> bool:
@@ -143,7 +146,31 @@ def fingerprint(path: str) -> dict[str, Any]:
     """`{path, size, sha256}` of a file. A remote file is not read twice: its digest is that of the identity which
     its file system gives it (for S3 the ETag)."""
     if not is_remote(path):
-        return {"path": path, "size": size(path), "sha256": sha256_file(path)}
+        return {"path": path, "size": size(path), "sha256": _local_digest(path)}
     system, inside = file_system(path)
     digest = hashlib.sha256(str(system.ukey(inside)).encode()).hexdigest()
     return {"path": path, "size": size(path), "sha256": digest}
+
+
+def _local_digest(path: str) -> str:
+    """SHA-256 of a local file; one that `remembering` knows, of the same size and time of change, is not read again."""
+    stat = os.stat(path)
+    key, state = os.path.abspath(path), [stat.st_size, stat.st_mtime_ns]
+    if _known.get(key, [])[:2] != state:
+        _known[key] = [*state, sha256_file(path)]
+    return str(_known[key][2])
+
+
+@contextmanager
+def remembering(file: Path) -> Iterator[None]:
+    """Within the block, digests of local files are taken from `file` where size and time of change are as they were,
+    and kept there: a run that is resumed does not read a whole corpus only to see that it is unchanged."""
+    before = read_json(file) if file.exists() else {}
+    _known.clear()
+    _known.update(before)
+    try:
+        yield
+    finally:
+        if _known != before:
+            write_json(file, _known)
+        _known.clear()

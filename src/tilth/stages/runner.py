@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import tilth
+from tilth.data.locations import remembering
 from tilth.recipe.console import duration, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import locked, read_json, write_bytes, write_json
@@ -30,7 +31,7 @@ def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, n
     order = recipe.order()
     busy = BadInput(f"Another tilth process is working in {folder}. Wait for it, stop it, or choose another folder "
                     f"with --folder.")
-    with locked(folder / ".lock", lambda: busy):
+    with locked(folder / ".lock", lambda: busy), remembering(folder / ".digests.json"):
         if new:
             _clear(folder)
         _check_same_recipe(recipe, folder)
@@ -45,7 +46,7 @@ def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, n
 
 def _clear(folder: Path) -> None:
     """Remove an earlier run; refuse a folder that does not look like one."""
-    others = [path for path in folder.iterdir() if path.name != ".lock"]
+    others = [path for path in folder.iterdir() if path.name not in (".lock", ".digests.json")]
     if others and not (folder / "recipe.yaml").exists():
         raise BadInput(f"{folder} is not empty and holds no run (no recipe.yaml); --new will not remove it.")
     for path in others:
