@@ -76,6 +76,10 @@ class Policy:
         for part in self._parts().values():
             part.observe(unit_id, loss)
 
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last step from all parts, for its line of the metrics."""
+        return {name: value for part in self._parts().values() for name, value in part.metrics().items()}
+
     def _shares(self, stretch: int) -> np.ndarray | None:
         shares = self.mixture.weights(stretch)
         if shares is None:

@@ -36,6 +36,10 @@ class Part:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last step, which join its line of the metrics."""
+        return {}
+
     def report(self) -> dict[str, Any]:
         """Figures for the run's report, as JSON."""
         return {}
@@ -66,6 +70,7 @@ class Weigher(Part):
     """How much each unit of a batch counts."""
 
     needs_losses = False  # True: the loop runs a first pass over the whole global batch without gradient
+    starts = 0  # with needs_losses: the first step that is weighted; the steps before it count every unit the same
 
     def weights(self, batch: Batch, losses: torch.Tensor | None) -> torch.Tensor:
         """Weight of each unit, float32 (U,), averaging one. `losses`: mean loss in nats a token, (U,), of the

@@ -147,7 +147,7 @@ class Pretraining:
         loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
                     Checkpoints(folder / "checkpoints", identity, stage.checkpoint.keep),
                     MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
-                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [])
+                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics])
         loop.go_on = self.context.command or loop.go_on
         return loop
 
@@ -209,7 +209,7 @@ class WeighByLoss:
     """The first pass of a weigher that looks at losses: weights of the units of the whole global batch."""
 
     def __init__(self, policy: Any):
-        self.policy = policy
+        self.policy, self.starts = policy, policy.weigher.starts
 
     def first(self, learner: Learner, update: str, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         loss = learner.loss(update, batch, rng)

@@ -18,7 +18,8 @@ class FirstPass(Protocol):
 
     `first` sees each micro-batch in turn; `between` sees all its results (in order) and returns, for each micro-batch,
     tensors that join it before the second pass: weights of units, or embeddings gathered over the global batch.
-    Both passes of a micro-batch get equal random numbers.
+    Both passes of a micro-batch get equal random numbers. One that has an attribute `starts` is left out, and costs
+    nothing, in the steps before it.
     """
 
     def first(self, learner: "Learner", update: str, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]: ...

@@ -34,6 +34,7 @@ class Stream(Protocol):
 
 
 Hook = Callable[["Loop"], dict[str, Any] | None]
+Figures = Callable[[], dict[str, float]]
 
 
 @dataclass
@@ -72,15 +73,17 @@ class Progressed:
 
 class Loop:
     """Trains `learner` on `stream`. `run()` goes on from the newest checkpoint, and raises Interrupted when asked to
-    stop, after writing one."""
+    stop, after writing one. figures: asked after every step, what they return joins the step's line of the metrics."""
 
     def __init__(self, learner: Learner, stream: Stream, optimizers: dict[str, torch.optim.Optimizer],
                  schedule: Schedule, settings: LoopSettings, checkpoints: Checkpoints, metrics: MetricsLog,
-                 hooks: list[Every] | None = None, first_passes: list[FirstPass] | None = None):
+                 hooks: list[Every] | None = None, first_passes: list[FirstPass] | None = None,
+                 figures: list[Figures] | None = None):
         if settings.rows % settings.micro_rows:
             raise BadInput(f"`micro_rows` ({settings.micro_rows}) must divide the batch of {settings.rows} rows.")
         self.learner, self.stream, self.optimizers, self.schedule = learner, stream, optimizers, schedule
         self.settings, self.checkpoints, self.metrics, self.hooks = settings, checkpoints, metrics, hooks or []
+        self.figures = figures or []
         self.first_passes = [*(first_passes or []), *([learner.first_pass] if learner.first_pass else [])]
         self.at = Progressed()
         self.go_on = "run the same command again"
@@ -130,7 +133,8 @@ class Loop:
         at = self.at
         self.at = Progressed(at.step + 1, at.tokens + tokens, at.flops + sum(value or 0.0 for value in flops),
                              at.seconds + seconds, at.cpu_seconds + time.process_time() - cpu_start)
-        return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padding(batches)}
+        more = {name: value for figures in self.figures for name, value in figures().items()}
+        return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padding(batches), **more}
 
     def _set_rates(self) -> float:
         """Apply the schedule to every group of every optimizer; returns the rate of the first group."""
@@ -189,6 +193,8 @@ class Loop:
     def _look_first(self, update: str, batches: list[Batch]) -> list[Batch]:
         """Run the first passes, each over the whole global batch without gradient, and join their results."""
         for first_pass in self.first_passes:
+            if self.at.step < getattr(first_pass, "starts", 0):
+                continue
             results = []
             for index, batch in enumerate(batches):
                 with torch.no_grad(), autocast(self.settings.precision, self.settings.device):
