@@ -18,6 +18,7 @@ from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.recipe.frame import Config, one_of
 from tilth.select.policy import PolicyConfig
+from tilth.select.probe import Probe
 from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
@@ -114,7 +115,7 @@ class Pretraining:
             return read_json(path)
         stage, rows = self.stage, self.stage.rows
         micro = self.context.hardware.micro_rows or largest_micro_batch(
-            self.learner, self.stream, rows, self.precision, self.device)
+            self.learner, self._plain_stream(), rows, self.precision, self.device)
         seconds = self._probe(micro) if stage.budget.minutes else None
         flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
         tokens = len(self.pool.values("tokens"))
@@ -123,6 +124,11 @@ class Pretraining:
                    "seconds_per_step_probed": seconds}
         write_json(path, decided)
         return decided
+
+    def _plain_stream(self) -> PackedStream:
+        """Rows like those of the run, from a policy that asks nobody: for measuring, before there is a probe."""
+        return PackedStream(self.pool, PolicyConfig().build(self.pool, self.context.seed), self.stage.length,
+                            self.context.seed)
 
     def _probe(self, micro: int) -> float:
         """Seconds of a step, from a learner that is thrown away."""
@@ -149,6 +155,7 @@ class Pretraining:
                     MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
                     [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics])
         loop.go_on = self.context.command or loop.go_on
+        self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend))
         return loop
 
     def _hooks(self) -> list[Every]:

@@ -136,6 +136,10 @@ class Loop:
         more = {name: value for figures in self.figures for name, value in figures().items()}
         return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padding(batches), **more}
 
+    def spend(self, flops: float) -> None:
+        """Count FLOPs that something beside the steps needs (a probe, a scorer) as part of the run's."""
+        self.at.flops += flops
+
     def _set_rates(self) -> float:
         """Apply the schedule to every group of every optimizer; returns the rate of the first group."""
         factor = self.schedule.multiplier(self.at.step, self.settings.steps)
