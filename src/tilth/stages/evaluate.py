@@ -1,6 +1,5 @@
 """The stage that measures a trained model: held-out text beside its rivals, tasks, and samples of text."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -66,19 +65,13 @@ def sample(model: Any, tokenizer: Any, prompt: str, tokens: int, temperature: fl
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """One line a rival of the held-out text: better or worse, and by how much."""
-    held_out = results.get("held_out", {})
-    own = held_out.get("bits_per_byte")
+    """One line: the held-out score, and the rivals on the same text that it is below, or not."""
+    held_out = dict(results.get("held_out", {}))
+    own = held_out.pop("bits_per_byte", None)
     if own is None:
         return []
-    lines = [f"  held-out text: {own['value']:.4f} ± {own['stderr']:.4f} bits per byte "
-             f"({quantity(own.get('bytes', 0), 'B')})"]
-    for name, entry in sorted(held_out.items(), key=lambda item: item[1]["value"]):
-        if name != "bits_per_byte":
-            place = "below" if own["value"] < entry["value"] else "not below"
-            lines.append(f"    {place} {name} ({entry['value']:.4f})")
-    return lines
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "results.json")
+    below = [name for name, entry in held_out.items() if own["value"] < entry["value"]]
+    others = [name for name in held_out if name not in below]
+    parts = [f"below {', '.join(below)}" if below else "", f"not below {', '.join(others)}" if others else ""]
+    return [f"  {own['value']:.4f} bits per byte on {quantity(own.get('bytes', 0), 'B')} of held-out text: "
+            + "; ".join(part for part in parts if part)]
