@@ -19,7 +19,7 @@ def power_law(seen: Curve, tokens: np.ndarray) -> np.ndarray:
     three checkpoints, or a law that falls with more tokens (b < 0), leave the last value.
     """
     positive = seen.tokens > 0
-    x, y = seen.tokens[positive] / max(seen.tokens[-1], 1.0), seen.scores[positive]
+    x, y = seen.tokens[positive] / seen.tokens[-1], seen.scores[positive]
     best: tuple[float, np.ndarray] | None = None
     for exponent in EXPONENTS if len(x) >= 3 else ():
         basis = np.stack([np.ones_like(x), -(x**-exponent)], axis=1)
