@@ -5,6 +5,7 @@ a rule reads the columns that it needs, one at a time where they are many.
 """
 
 import hashlib
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -16,8 +17,10 @@ import pyarrow.parquet as pq
 from tilth import __version__
 from tilth.curate import held_out as held
 from tilth.curate.report import EXAMPLES
-from tilth.curate.shards import ParquetOut, Plan, Shard, frames_of, index_column
+from tilth.curate.rules import CorpusCut
+from tilth.curate.shards import ParquetOut, Plan, Shard, frames_of, index_column, spans_column
 from tilth.curate.shingles import ShingleSet
+from tilth.curate.spans import flat, span_lists
 from tilth.data.records import SCHEMA, read_records
 from tilth.recipe.files import writing
 
@@ -49,24 +52,42 @@ class Index:
     def height(self) -> int:
         return int(self.alive.sum())
 
+    def _stored(self, columns: tuple[str, ...]) -> list[str]:
+        return [column if column in BASE else index_column(self.rule, column) for column in columns]
+
+    def parts(self, *columns: str) -> Iterator[pl.DataFrame]:
+        """Stored columns of the documents that are still there, a batch of the first pass at a time."""
+        start = 0
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    stored = self._stored(columns)
+                    read = pl.DataFrame(pl.from_arrow(parquet.read_row_group(group, stored))).select(stored)
+                    there = pl.Series(self.alive[start:start + read.height])
+                    start += read.height
+                    yield read.rename(dict(zip(stored, columns, strict=True))).filter(there)
+
     def select(self, *columns: str) -> pl.DataFrame:
         """Columns of the documents that are still there; `row` is their place in the whole index."""
-        stored = {column: column if column in BASE else index_column(self.rule, column)
-                  for column in columns if column != "row"}
+        names = tuple(column for column in columns if column != "row")
+        stored = self._stored(names)
         frame = pl.DataFrame({"row": np.arange(len(self.alive), dtype=np.uint32)})
         if stored:
-            read = pl.read_parquet(self.files, columns=list(stored.values())).select(stored.values())
-            frame = frame.hstack(read.rename({there: column for column, there in stored.items()}))
+            read = pl.read_parquet(self.files, columns=stored).select(stored)
+            frame = frame.hstack(read.rename(dict(zip(stored, names, strict=True))))
         return frame.select(columns).filter(pl.Series(self.alive))
 
 
 def decide(plan: Plan, shards: list[Shard]) -> tuple[list[pl.DataFrame], pl.DataFrame]:
-    """For each shard a frame with a row for each of its records, `dropped_by` and `why`, null where one stays; and
-    the clusters that rules found: `row`, `original` (the row of the document that stays) and `rule`."""
+    """For each shard a frame with a row for each of its records: `dropped_by` and `why`, null where one stays, and
+    spans (see `spans_column`); and the clusters that rules found: `row`, `original` (the row of the document that
+    stays) and `rule`."""
     index, clusters = Index(plan, shards), []
     dropped_by = pl.Series("dropped_by", [None] * len(index.alive), pl.String)
     why = pl.Series("why", [None] * len(index.alive), pl.String)
     for at, rule in enumerate(plan.corpus_rules):
+        if isinstance(rule, CorpusCut):
+            continue
         there = index.view(at)
         found = pl.DataFrame([there.select("row").to_series(), rule.decide(there).alias("original")]).drop_nulls()
         if not found.height:
@@ -80,10 +101,22 @@ def decide(plan: Plan, shards: list[Shard]) -> tuple[list[pl.DataFrame], pl.Data
         left = index.select("row", *BASE)
         chosen = left["row"].filter(pl.Series(held.choose(left, plan.held_out)))
         dropped_by = dropped_by.scatter(chosen, held.NAME)
-    decisions, starts = pl.DataFrame([dropped_by, why]), [0, *index.ends[:-1]]
+    spans = [_spans(index.view(at), rule, dropped_by).alias(spans_column(rule))
+             for at, rule in enumerate(plan.corpus_rules) if isinstance(rule, CorpusCut)]
+    decisions, starts = pl.DataFrame([dropped_by, why, *spans]), [0, *index.ends[:-1]]
     empty = pl.DataFrame(schema={"row": pl.UInt32, "original": pl.UInt32, "rule": pl.String})
     return [decisions.slice(start, end - start)
             for start, end in zip(starts, index.ends, strict=True)], pl.concat([empty, *clusters])
+
+
+def _spans(index: Index, rule: CorpusCut, dropped_by: pl.Series) -> pl.Series:
+    """The spans of a rule for all records; none in held-out documents if the rule cuts."""
+    row_of, starts, ends = flat(rule.cut(index))
+    row_of = np.flatnonzero(index.alive)[row_of]
+    if rule.cuts:
+        free = dropped_by.is_null().to_numpy()[row_of]
+        row_of, starts, ends = row_of[free], starts[free], ends[free]
+    return span_lists(len(index.alive), row_of, starts, ends)
 
 
 def write_clusters(plan: Plan, shards: list[Shard], clusters: pl.DataFrame) -> None:

@@ -25,7 +25,7 @@ from tilth.curate.corpus import decide, write_clusters, write_held_out
 from tilth.curate.exact import ExactDuplicates
 from tilth.curate.held_out import HeldOut
 from tilth.curate.pipeline import Pipeline
-from tilth.curate.rules import RULES, CorpusRule, DocumentRule, Rule, expanded
+from tilth.curate.rules import RULES, CorpusCut, CorpusRule, DocumentRule, Rule, expanded
 from tilth.curate.shards import Plan, Shard, first_pass, second_pass, summary_of
 from tilth.data.engines import map_shards
 from tilth.data.inputs import INPUTS, Input
@@ -93,6 +93,11 @@ def _sorted_rules(rules: Sequence[Rule], exact: bool) -> tuple[tuple[DocumentRul
     corpus = [rule for rule in rules if isinstance(rule, CorpusRule)]
     if exact and not any(isinstance(rule, ExactDuplicates) for rule in corpus):
         corpus.insert(0, ExactDuplicates())
+    cutting = [isinstance(rule, CorpusCut) for rule in corpus]
+    if cutting != sorted(cutting):
+        late = corpus[max(at for at, cuts in enumerate(cutting) if not cuts)]
+        raise BadInput(f"The rule '{late.title()}' drops whole documents, but stands after one that cuts parts out of "
+                       f"them, which would have no effect on it. Put '{corpus[cutting.index(True)].title()}' last.")
     odd = [rule for rule in rules if not isinstance(rule, (DocumentRule, CorpusRule))]
     if odd:
         raise BadInput(f"The rule '{odd[0].title()}' is neither a DocumentRule nor a CorpusRule; derive its class from "

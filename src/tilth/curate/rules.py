@@ -5,7 +5,7 @@ batch; a corpus rule (duplicates) decides over everything that the document rule
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import polars as pl
@@ -80,6 +80,10 @@ class CorpusIndex(Protocol):
 
     def select(self, *columns: str) -> pl.DataFrame: ...
 
+    def parts(self, *columns: str) -> Iterator[pl.DataFrame]:
+        """Columns of all documents, some documents at a time."""
+        ...
+
 
 class CorpusRule(Rule):
     """A rule that decides over the whole corpus, from columns that it computes for each batch."""
@@ -96,6 +100,23 @@ class CorpusRule(Rule):
         """`index` has the columns `row` (uint32), `source`, `bytes` and the signature's. Returns uint32: the `row` of
         the document that this one repeats (it is then dropped), or null where it stays."""
         raise NotImplementedError(f"{type(self).__name__} must define decide(index).")
+
+
+class CorpusCut(CorpusRule):
+    """A corpus rule that takes parts out of documents, or marks them: spans of the text as the document rules left it.
+
+    Cuts come after all corpus rules that drop, and leave held-out documents whole. A document of which nothing but
+    white space is left is dropped. The spans are stored as the attribute `NAME_spans`.
+    """
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the spans are taken out; if not, they are only stored."""
+        return True
+
+    def cut(self, index: CorpusIndex) -> pl.Series:
+        """For each document of the index its spans (see `tilth.curate.spans`)."""
+        raise NotImplementedError(f"{type(self).__name__} must define cut(index).")
 
 
 class Condition(DocumentRule):
@@ -258,6 +279,9 @@ RULES: dict[str, type[Rule] | str] = {
     "normalize": Normalize,
     "exact_duplicates": "tilth.curate.exact:ExactDuplicates",
     "near_duplicates": "tilth.curate.near_duplicates:NearDuplicates",
+    "url_duplicates": "tilth.curate.url_duplicates:UrlDuplicates",
+    "paragraph_duplicates": "tilth.curate.paragraphs:ParagraphDuplicates",
+    "repeated_passages": "tilth.curate.paragraphs:RepeatedPassages",
 }
 
 

@@ -22,8 +22,9 @@ from tilth.curate import held_out
 from tilth.curate.attributes import Attribute
 from tilth.curate.pipeline import Pipeline, add_examples
 from tilth.curate.report import Amount, Tally, source_amounts
-from tilth.curate.rules import CorpusRule, DocumentRule
+from tilth.curate.rules import CorpusCut, CorpusRule, DocumentRule
 from tilth.curate.shingles import ShingleSet
+from tilth.curate.spans import SPANS, covered, union, without
 from tilth.data.inputs import Input
 from tilth.data.records import SCHEMA, Quarantine, check_schema, read_records
 from tilth.recipe import BadInput
@@ -139,10 +140,16 @@ def index_column(rule: int, name: str) -> str:
     return f"{rule}/{name}"
 
 
+def spans_column(rule: CorpusCut) -> str:
+    """The column of decisions, and the attribute, that holds the spans of a rule."""
+    return f"{rule.title()}_spans"
+
+
 def second_pass(plan: Plan, shard: Shard, decisions: pl.DataFrame, advance: Advance | None = None) -> None:
     """Write the shard's documents and attributes.
 
-    `decisions` has a row for each record of the shard's `records`: `dropped_by` and `why` (both text or null).
+    `decisions` has a row for each record of the shard's `records`: `dropped_by` and `why` (both text or null), and
+    the spans of rules that cut or mark.
     """
     number, copies = shard.number, Tally(held_out.NEAR_COPIES)
     tallies = {rule.title(): Tally(rule.title()) for rule in plan.corpus_rules}
@@ -153,8 +160,9 @@ def second_pass(plan: Plan, shard: Shard, decisions: pl.DataFrame, advance: Adva
         for records in frames_of(plan.part(number, "records")):
             decided = decisions.slice(done, records.height)
             done += records.height
-            dropped_by = _without_near_copies(plan, known, records, decided["dropped_by"], copies)
             _tally_corpus(tallies, records, decided)
+            records, dropped_by = _cut(plan, tallies, records, decided)
+            dropped_by = _without_near_copies(plan, known, records, dropped_by, copies)
             stay = records.filter(dropped_by.is_null())
             out.write(stay)
             kept.add(Amount.of(stay["text"].str.len_bytes().to_numpy()))
@@ -163,7 +171,8 @@ def second_pass(plan: Plan, shard: Shard, decisions: pl.DataFrame, advance: Adva
             if advance is not None:
                 advance(shard.stored_bytes * done // decisions.height)
         out.close(pl.DataFrame(pl.from_arrow(pa.RecordBatch.from_pylist([], SCHEMA))))
-    _write_attributes(plan, number, pl.concat(reasons) if reasons else pl.Series("dropped_by", [], pl.String))
+    _write_attributes(plan, number, pl.concat(reasons) if reasons else pl.Series("dropped_by", [], pl.String),
+                      decisions.drop("dropped_by", "why"))
     write_json(plan.part(number, "second-summary"), {
         "kept": kept.as_json(), "sources": [row for part in sources for row in part],
         "rules": [tally.as_json() for tally in [*tallies.values(), *([copies] if plan.held_out else [])]]})
@@ -186,6 +195,32 @@ def _without_near_copies(plan: Plan, known: ShingleSet | None, records: pl.DataF
     return pl.select(pl.when(pl.Series(copies)).then(pl.lit(tally.name)).otherwise(dropped_by)).to_series()
 
 
+def _cut(plan: Plan, tallies: dict[str, Tally], records: pl.DataFrame,
+         decided: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """The records without the spans of the rules that cut, and `dropped_by` with those of which nothing is left."""
+    dropped_by, sizes = decided["dropped_by"], records["text"].str.len_bytes().to_numpy()
+    rules = [rule for rule in plan.corpus_rules if isinstance(rule, CorpusCut)]
+    cutting = [rule for rule in rules if rule.cuts]
+    for rule in rules:
+        touched = ((decided[spans_column(rule)].list.len() > 0) & dropped_by.is_null()).to_numpy()
+        if rule.cuts:
+            tallies[rule.title()].rewritten.add(Amount.of(sizes, touched))
+        whys = pl.Series([f"{size} characters came before" for size in covered(decided[spans_column(rule)])])
+        add_examples(tallies[rule.title()], records, touched, whys)
+    if not cutting:
+        return records, dropped_by
+    spans = union([decided[spans_column(rule)] for rule in cutting])
+    records = records.with_columns(without(records["text"], spans))
+    emptied = (spans.list.len() > 0) & (records["text"].str.strip_chars() == "") & dropped_by.is_null()
+    for rule in cutting:
+        by_it = emptied & (decided[spans_column(rule)].list.len() > 0)
+        tallies[rule.title()].dropped.add(Amount.of(sizes, by_it.to_numpy()))
+        dropped_by = pl.select(pl.when(by_it).then(pl.lit(rule.title())).otherwise(dropped_by)
+                               .alias("dropped_by")).to_series()
+        emptied = emptied & ~by_it
+    return records, dropped_by
+
+
 def _tally_corpus(tallies: dict[str, Tally], records: pl.DataFrame, decided: pl.DataFrame) -> None:
     """Count what each corpus rule saw (all that the rules before it left) and dropped."""
     sizes = records["text"].str.len_bytes().to_numpy()
@@ -198,9 +233,14 @@ def _tally_corpus(tallies: dict[str, Tally], records: pl.DataFrame, decided: pl.
         there = there & ~dropped
 
 
-def _write_attributes(plan: Plan, number: int, reasons: pl.Series) -> None:
-    """The attributes of all that was read, with the reasons of the second pass in the rows that were still there."""
+def _write_attributes(plan: Plan, number: int, reasons: pl.Series, spans: pl.DataFrame) -> None:
+    """The attributes of all that was read, with the reasons and spans of the second pass in the rows that were still
+    there (null in the others)."""
     attributes = pl.read_parquet(plan.part(number, "attributes"))
+    place = (attributes["dropped_by"].is_null().cum_sum() - 1).set(attributes["dropped_by"].is_not_null(), None)
+    attributes = attributes.with_columns(
+        spans[name].gather(place).alias(name) if spans.height else pl.lit(None, SPANS).alias(name)
+        for name in spans.columns).select(pl.exclude("dropped_by"), "dropped_by")
     there = attributes["dropped_by"].is_null().arg_true()
     dropped_by = attributes["dropped_by"].scatter(there, reasons) if len(there) else attributes["dropped_by"]
     with writing(plan.output("attributes", number)) as file:
