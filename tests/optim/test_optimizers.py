@@ -64,6 +64,16 @@ def test_lr_scale_of_an_unknown_group_names_the_nearest(config):
         config(lr_scale={"embedings": 2.0}).build(group_parameters(model()))
 
 
+@pytest.mark.parametrize("config", [AdamW, Muon])
+def test_a_groups_own_decay_replaces_the_default_and_its_name_is_checked(config):
+    groups = config(weight_decay=0.1, group_decay={"embeddings": 0.02, "matrices": 0.0}).build(
+        group_parameters(model())).param_groups
+    assert {group["name"]: group["weight_decay"] for group in groups} == {
+        "matrices": 0.0, "embeddings": 0.02, "vectors": 0.0}
+    with pytest.raises(BadInput, match=r"group_decay.*'matrix'"):
+        config(group_decay={"matrix": 0.2}).build(group_parameters(model()))
+
+
 def test_muon_matrix_rate_follows_its_scale_and_other_shapes_are_refused():
     groups = Muon(lr=0.01, matrix_lr_scale=4).build(group_parameters(model())).param_groups
     assert {group["name"]: group["peak_lr"] for group in groups}["matrices"] == pytest.approx(0.04)

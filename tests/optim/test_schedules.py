@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilth.optim import SCHEDULES, WSD, Constant, Cosine, Schedule
+from tilth.optim import SCHEDULES, WSD, Constant, Cosine, Moment, Power, Schedule
 from tilth.recipe import Config, parse
 from tilth.recipe.frame import one_of
 
@@ -62,8 +62,84 @@ def test_every_schedule_stays_between_zero_and_one_rises_then_never_rises_again(
     class Holder(Config):
         schedule: one_of(Schedule, SCHEDULES)
 
-    found = values(parse(Holder, {"schedule": {"kind": kind, "warmup": warmup}}).schedule, steps)
+    more = {"warmup_tokens": warmup * 100, "a": 0.1, "decay": 0.3} if kind == "power" else {"warmup": warmup}
+    schedule = parse(Holder, {"schedule": {"kind": kind, **more}}).schedule
+    found = [schedule.factor(Moment(step, steps, batch_tokens=100), 0.01) for step in range(steps)]
     assert all(0 <= value <= 1 for value in found)
     peak = found.index(max(found))
     assert found[:peak + 1] == sorted(found[:peak + 1])
     assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+def test_cosine_with_an_absolute_floor_ends_at_that_rate_whatever_the_peak():
+    for peak in (1e-2, 3e-4):
+        rates = [Cosine(warmup=2, floor_lr=1e-5).factor(Moment(step, 20), peak) * peak for step in range(20)]
+        assert rates[2] == pytest.approx(peak)
+        assert rates[-1] == pytest.approx(1e-5)
+    below = [Cosine(warmup=0, floor_lr=1e-3).factor(Moment(step, 5), 1e-4) for step in range(5)]
+    assert below == [1.0] * 5
+
+
+SEQUENCE = 4096  # tokens; the paper counts its batch in sequences of so many
+
+
+def eta(tokens, sequences, warmup_tokens=0.0, cap=0.02):
+    return Power(warmup_tokens=warmup_tokens).rate(tokens, sequences * SEQUENCE, cap)
+
+
+@pytest.mark.parametrize(("tokens", "sequences", "expected"), [
+    (1e9, 1024, 0.02), (1e10, 1024, 0.02), (1e11, 1024, 0.010054), (1e12, 1024, 0.003107), (1e13, 1024, 0.000960),
+    (1e9, 128, 0.013160), (1e10, 128, 0.004067), (1e11, 128, 0.001257), (1e12, 128, 0.000388), (1e13, 128, 0.000120)])
+def test_power_scheduler_gives_the_worked_values(tokens, sequences, expected):
+    assert eta(tokens, sequences) == pytest.approx(expected, abs=6e-7)
+
+
+def test_power_cap_ends_where_the_power_meets_it_and_powers_scale():
+    end = (1024 * 4 / 0.02) ** (1 / 0.51)
+    assert end == pytest.approx(2.596e10, rel=1e-3)
+    assert eta(end * 0.999, 1024) == 0.02 > eta(end * 1.001, 1024)
+    assert eta(2e11, 1024) / eta(1e11, 1024) == pytest.approx(2**-0.51) == pytest.approx(0.7022, abs=1e-4)
+    assert eta(1e12, 256) == pytest.approx(2 * eta(1e12, 128))
+    assert eta(0, 128) == 0.02, "at n = 0 the power is infinite and the cap holds"
+
+
+def test_power_warmup_aims_at_the_power_and_is_continuous():
+    assert eta(5e8, 128, warmup_tokens=1e9) == pytest.approx(0.006580, abs=6e-7)
+    assert eta(1e9, 128, warmup_tokens=1e9) == pytest.approx(0.013160, abs=6e-7)
+    assert eta(1e9 - 1, 128, warmup_tokens=1e9) == pytest.approx(0.013160, abs=6e-7)
+
+
+def test_power_at_equal_tokens_differs_by_the_ratio_of_the_batches():
+    schedule = Power(warmup_tokens=0)
+    small = schedule.factor(Moment(2 * 10**6 - 1, 10**9, 128 * SEQUENCE), 0.02)
+    large = schedule.factor(Moment(10**6 - 1, 10**9, 256 * SEQUENCE), 0.02)
+    assert large == pytest.approx(2 * small)
+
+
+def test_power_needs_no_total_until_it_decays_and_goes_on_from_the_tokens_of_an_earlier_run():
+    schedule = Power(warmup_tokens=1e6)
+    one = [schedule.factor(Moment(step, 500, 128 * SEQUENCE), 0.02) for step in range(200)]
+    other = [schedule.factor(Moment(step, 10**6, 128 * SEQUENCE), 0.02) for step in range(200)]
+    later = [schedule.factor(Moment(step - 100, 400, 128 * SEQUENCE, 100 * 128 * SEQUENCE), 0.02)
+             for step in range(100, 200)]
+    assert one == other and later == one[100:]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_power_decay_falls_exponentially_from_the_rate_at_its_start(floor):
+    plain, decayed = Power(warmup_tokens=0, a=0.01), Power(warmup_tokens=0, a=0.01, decay=40, floor=floor)
+    found = [decayed.factor(Moment(step, 100, SEQUENCE), 0.02) for step in range(100)]
+    assert found[:60] == [plain.factor(Moment(step, 100, SEQUENCE), 0.02) for step in range(60)]
+    e = math.e
+    assert found[60:] == pytest.approx([
+        found[59] * ((1 - floor) * e / (e - 1) * math.exp(-k / 41) + (floor * e - 1) / (e - 1)) for k in range(1, 41)])
+    assert floor * found[59] < found[-1] < (floor + 0.02) * found[59] + 0.02 * found[59]
+
+
+def test_power_equals_the_reference_scheduler_which_folds_the_batch_into_a():
+    # dolomite-engine: min(lr, a' (steps c)^b) with a' = batch a and c tokens of a step
+    batch = 128
+    for steps in (1, 10, 10**4, 10**6):
+        reference = min(0.02, batch * 4 * (steps * batch * SEQUENCE) ** -0.51)
+        ours = Power(warmup_tokens=0).factor(Moment(steps - 1, 10**7, batch * SEQUENCE), 0.02) * 0.02
+        assert ours == pytest.approx(reference, rel=1e-12)

@@ -9,7 +9,7 @@ from tilth.optim.optimizers import (
            ParameterGroup,
            group_parameters,
 )
-from tilth.optim.schedules import SCHEDULES, WSD, Constant, Cosine, Schedule, ScheduleChoice
+from tilth.optim.schedules import SCHEDULES, WSD, Constant, Cosine, Moment, Power, Schedule, ScheduleChoice
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "WSD", "AdamW", "Constant", "Cosine", "Muon", "OptimizerChoice",
-           "OptimizerConfig", "ParameterGroup", "Schedule", "ScheduleChoice", "group_parameters"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "WSD", "AdamW", "Constant", "Cosine", "Moment", "Muon", "OptimizerChoice",
+           "OptimizerConfig", "ParameterGroup", "Power", "Schedule", "ScheduleChoice", "group_parameters"]

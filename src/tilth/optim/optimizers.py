@@ -15,10 +15,12 @@ from tilth.recipe.frame import Config, nearest, one_of
 
 @dataclass
 class ParameterGroup:
-    """Parameters that share a rate and a decay. Names: `matrices`, `embeddings`, `vectors`, or a learner's own."""
+    """Parameters that share a rate and a decay. Names: `matrices`, `embeddings`, `vectors`, or a learner's own.
+    rate_factor: what the model's parametrization (muP) makes of the rate."""
 
     name: str
     parameters: list[Tensor]
+    rate_factor: float = 1.0
 
 
 def group_parameters(module: nn.Module) -> list[ParameterGroup]:
@@ -42,24 +44,31 @@ class OptimizerConfig(Config):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.1, ge=0)
     lr_scale: dict[str, float] = Field(default_factory=dict, description="a factor of lr for a group, by its name")
+    group_decay: dict[str, float] = Field(default_factory=dict, description="the weight decay of a group, by its name")
 
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
         raise TypeError(f"{type(self).__name__} does not define build.")
 
     def settings(self, groups: list[ParameterGroup]) -> list[dict[str, Any]]:
-        """Torch parameter groups: decay on matrices only (norms, biases and embeddings do not shrink)."""
+        """Torch parameter groups: decay on matrices only (norms, biases and embeddings do not shrink), unless
+        `group_decay` says otherwise. `base_lr` is the recipe's rate, from which absolute schedules reckon."""
         names = [group.name for group in groups]
-        for name in self.lr_scale:
-            if name not in names:
-                raise BadInput(f"`optimizer.lr_scale` names the group '{name}', which this learner does not have"
-                               f"{nearest(name, names)} Its groups are {', '.join(names)}.")
+        for field in ("lr_scale", "group_decay"):
+            for name in getattr(self, field):
+                if name not in names:
+                    raise BadInput(f"`optimizer.{field}` names the group '{name}', which this learner does not have"
+                                   f"{nearest(name, names)} Its groups are {', '.join(names)}.")
         result = []
         for group in groups:
-            lr = self.lr * self.lr_scale.get(group.name, 1.0)
+            lr = self.lr * self.lr_scale.get(group.name, 1.0) * self.parametrized(group)
             decay = 0.0 if group.name in ("vectors", "embeddings") else self.weight_decay
             result.append({"params": group.parameters, "name": group.name, "lr": lr, "peak_lr": lr,
-                           "weight_decay": decay})
+                           "base_lr": self.lr, "weight_decay": self.group_decay.get(group.name, decay)})
         return result
+
+    def parametrized(self, group: ParameterGroup) -> float:
+        """The factor of the rate that the group's parametrization asks of this optimizer."""
+        return group.rate_factor
 
 
 class AdamW(OptimizerConfig):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tilth.objectives.loss import Batch
-from tilth.optim.schedules import Schedule
+from tilth.optim.schedules import Moment, Schedule
 from tilth.recipe.console import Progress, quantity
 from tilth.recipe.errors import BadInput, Interrupted, RunFailed
 from tilth.train.checkpoint import Checkpoints
@@ -47,7 +47,8 @@ class Every:
 
 @dataclass
 class LoopSettings:
-    """steps: optimizer steps; rows: of a global batch; micro_rows: of one forward pass, divides `rows`."""
+    """steps: the step to end at; rows: of a global batch; micro_rows: of one forward pass, divides `rows`;
+    batch_tokens: positions of a step; first_step, tokens_before: where the run began, if it branched from another."""
 
     steps: int
     rows: int
@@ -58,6 +59,9 @@ class LoopSettings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int | None = None
+    batch_tokens: int = 1
+    first_step: int = 0
+    tokens_before: float = 0.0
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Loop:
         self.first_passes = [*(first_passes or []), *([learner.first_pass] if learner.first_pass else [])]
         self.at = Progressed()
         self.go_on = "run the same command again"
+        self.origin: dict[str, Any] | None = None  # the state to begin from where there is no checkpoint yet
 
     def run(self) -> Progressed:
         self.restore()
@@ -142,10 +147,12 @@ class Loop:
 
     def _set_rates(self) -> float:
         """Apply the schedule to every group of every optimizer; returns the rate of the first group."""
-        factor = self.schedule.multiplier(self.at.step, self.settings.steps)
+        settings = self.settings
+        moment = Moment(self.at.step - settings.first_step, settings.steps - settings.first_step,
+                        settings.batch_tokens, settings.tokens_before)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+                group["lr"] = group["peak_lr"] * self.schedule.factor(moment, group.get("base_lr", group["peak_lr"]))
         return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
     def _update(self, update: str, batches: list[Batch]) -> dict[str, float]:
@@ -222,8 +229,8 @@ class Loop:
         return self.checkpoints.save(self.at.step, state)
 
     def restore(self) -> None:
-        """Go back to the newest whole checkpoint, if there is one, and cut the metrics back to it."""
-        state = self.checkpoints.newest()
+        """Go back to the newest whole checkpoint, or else to `origin`, and cut the metrics back to it."""
+        state = self.checkpoints.newest() or self.origin
         if state is not None:
             self.at = Progressed(**state["at"])
             self.learner.load_state_dict(state["learner"])
