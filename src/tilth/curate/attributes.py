@@ -25,6 +25,10 @@ class Attribute(Config):
         """Names of the columns this attribute adds."""
         return (self.kind.rpartition(":")[2],)
 
+    def reads(self) -> list[str]:
+        """Files that the attribute reads; if one changes, the corpus is curated again."""
+        return []
+
     def expression(self) -> pl.Expr:
         """The one column, over `id, text, source, license, attribution, metadata`."""
         raise NotImplementedError(f"{type(self).__name__} must define expression(), expressions() or measure(frame).")

@@ -27,6 +27,7 @@ from tilth.curate.held_out import HeldOut
 from tilth.curate.pipeline import Pipeline
 from tilth.curate.rules import RULES, CorpusCut, CorpusRule, DocumentRule, Rule, expanded
 from tilth.curate.shards import Plan, Shard, first_pass, second_pass, summary_of
+from tilth.data import locations
 from tilth.data.engines import map_shards
 from tilth.data.inputs import INPUTS, Input
 from tilth.recipe import BadInput, Config, Progress, one_of, say
@@ -50,6 +51,10 @@ class CurateConfig(Config):
     rules: list[one_of(Rule, RULES)] = Field(default_factory=list)  # type: ignore[valid-type]
     exact_duplicates: bool = True
     held_out: HeldOut | None = Field(default_factory=HeldOut)
+
+    def side_files(self) -> list[dict[str, Any]]:
+        """`[{path, size, sha256}]` of the files beside the inputs that rules and attributes read."""
+        return _fingerprints([*self.attributes, *expanded(self.rules)])
 
     def curate(self, folder: Path | str, seed: int, workers: int = 1) -> dict[str, Any]:
         """Curate into a folder; see `curate`."""
@@ -137,9 +142,14 @@ def _identity(plan: Plan, inputs: Sequence[Input], shard_bytes: int) -> str:
         "attributes": [item.model_dump(mode="json") for item in plan.attributes],
         "rules": [rule.model_dump(mode="json") for rule in (*plan.rules, *plan.corpus_rules)],
         "held_out": plan.held_out.model_dump(mode="json") if plan.held_out else None,
+        "files": _fingerprints([*plan.attributes, *plan.rules, *plan.corpus_rules]),
         "seed": plan.seed, "shard_bytes": shard_bytes,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprints(items: Sequence[Attribute | Rule]) -> list[dict[str, Any]]:
+    return [locations.fingerprint(path) for item in items for path in item.reads()]
 
 
 def _prepare(plan: Plan, identity: str) -> dict[str, Any] | None:
@@ -225,7 +235,7 @@ def _report(plan: Plan, shards: list[Shard], identity: str, summaries: list[dict
         worst = max(tallies, key=lambda tally: tally.dropped.documents)
         raise BadInput(f"The rules left no document: '{worst.name}' alone dropped {worst.dropped.documents} of "
                        f"{worst.seen.documents}. Loosen it.")
-    about = {rule.title(): rule.about() for rule in plan.corpus_rules}
+    about = {rule.title(): rule.about() for rule in (*plan.rules, *plan.corpus_rules)}
     removed = tallies[-1].dropped if plan.held_out else report.Amount()
     return report.build(identity=identity, read=summary_of(summaries, "read"), quarantined=quarantined, rules=tallies,
                         about=about, kept=kept, held_out={**held_part, "near_copies_removed": removed.as_json()},

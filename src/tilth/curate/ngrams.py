@@ -6,7 +6,7 @@ table, and every word's polynomial hash is a difference of two prefix sums (Karp
 that stay in the processor's cache. Texts of ASCII alone are read as bytes, others as code points; the hashes agree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -189,3 +189,21 @@ def windows(hashes: np.ndarray, text_of: np.ndarray, counts: np.ndarray,
         first = np.concatenate([first, begin])[order]
         last = np.concatenate([last, begin + counts[few] - 1])[order]
     return mixed(rolled), first, last
+
+
+def window_sizes(hashes: np.ndarray, text_of: np.ndarray,
+                 sizes: Iterable[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each size, ascending: size, hashes of all windows of that many units, and the first unit of each.
+
+    Unlike `windows`, texts of fewer units have none. All sizes together cost little more than the largest.
+    """
+    wanted = set(sizes)
+    rolled = hashes.copy()
+    for size in range(1, max(wanted, default=0) + 1):
+        if size > 1:
+            rolled = rolled[:max(len(hashes) - size + 1, 0)]
+            rolled *= STEP
+            rolled += hashes[size - 1:]
+        if size in wanted:
+            first = np.flatnonzero(text_of[:len(rolled)] == text_of[size - 1:])
+            yield size, mixed(rolled[first]), first

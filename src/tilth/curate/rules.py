@@ -29,6 +29,14 @@ class Rule(Config):
     def default_title(self) -> str:
         return self.kind.rpartition(":")[2]
 
+    def reads(self) -> list[str]:
+        """Files that the rule reads; if one changes, the corpus is curated again."""
+        return []
+
+    def about(self) -> dict[str, Any]:
+        """What the report says of this rule beside its counts."""
+        return {}
+
     def measures(self) -> tuple[Attribute, ...]:
         """Attributes that the rule brings along, so that a recipe need not name them."""
         return ()
@@ -87,10 +95,6 @@ class CorpusIndex(Protocol):
 
 class CorpusRule(Rule):
     """A rule that decides over the whole corpus, from columns that it computes for each batch."""
-
-    def about(self) -> dict[str, Any]:
-        """What the report says of this rule beside its counts."""
-        return {}
 
     def signature(self, records: pl.DataFrame) -> pl.DataFrame:
         """Columns to remember for each record (same rows); names must begin with the rule's kind."""
@@ -282,6 +286,7 @@ RULES: dict[str, type[Rule] | str] = {
     "url_duplicates": "tilth.curate.url_duplicates:UrlDuplicates",
     "paragraph_duplicates": "tilth.curate.paragraphs:ParagraphDuplicates",
     "repeated_passages": "tilth.curate.paragraphs:RepeatedPassages",
+    "decontaminate": "tilth.curate.decontaminate:Decontaminate",
 }
 
 

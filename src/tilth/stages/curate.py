@@ -18,7 +18,7 @@ class CurateStage(CurateConfig, Stage):
     seed: int = Field(0, ge=0)
 
     def files(self) -> Iterable[dict[str, Any]]:
-        return [one for item in self.inputs for one in item.fingerprint()]
+        return [*(one for item in self.inputs for one in item.fingerprint()), *self.side_files()]
 
     def run(self, context: Context) -> dict[str, Any]:
         report = self.curate(context.folder, self.seed, context.hardware.workers)
