@@ -143,6 +143,16 @@ class PackedStream:
         self.drawn, self._split = drawn, packed.split
         self.pieces, self.stretch_rows = place_pieces(self.pool, drawn, packed), packed.rows
 
+    def give_up_rest(self) -> np.ndarray:
+        """Begin a new stretch with the next row. Returns the units of the old one of which nothing was served."""
+        left = np.empty(0, np.int64)
+        if self.pieces is not None:
+            served = self.pieces.rows(0, self.row).unit
+            left = np.setdiff1d(self.drawn, served)
+        self.served, self.row, self.stretch_rows = self.served + self.row, 0, 0
+        self.pieces, self.drawn = None, np.empty(0, np.int64)
+        return left
+
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as JSON. The drawn units are kept, not drawn again: a policy that asks the
         model would not choose the same twice."""
@@ -159,7 +169,7 @@ class PackedStream:
         if drawn.size and drawn.max() >= len(self.pool):
             raise BadInput(f"The state of the stream names units that the pool {self.pool.folder} does not have.")
         self.pieces, self.stretch_rows = None, 0
-        if self.stretch >= 0:
+        if drawn.size:  # none: the next row begins a new stretch
             self._lay_out(drawn)
         if self.log is not None:
             self.log.cut(self.stretch)

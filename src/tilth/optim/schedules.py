@@ -104,7 +104,7 @@ class Power(Schedule):
     """A rate that is a power of the tokens seen, so that neither their total nor the batch need be known (Shen et al.
     2024, arXiv 2408.13359):
 
-        eta(n) = min(lr, batch * a * n^b)        n: tokens seen, batch: of sequences of 4,096 tokens (batch_tokens / 4096)
+        eta(n) = min(lr, batch * a * n^b)    n: tokens seen; batch: in sequences of 4,096 tokens, batch_tokens / 4096
         n < warmup_tokens:   n / warmup_tokens * eta(warmup_tokens)
         in the decay:        f * eta(n at its start), f falling from 1 to `floor`
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tilth.data.pool import Pool
@@ -19,6 +19,7 @@ from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.recipe.frame import Config, one_of
 from tilth.select.policy import PolicyConfig
 from tilth.select.probe import Probe
+from tilth.stages.branching import BEGINNING, Branch, BranchFrom
 from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
@@ -29,11 +30,19 @@ from tilth.train.micro import largest_micro_batch
 
 
 class CheckpointConfig(Config):
-    """When to write checkpoints (besides the last step) and how many to keep."""
+    """When to write checkpoints (besides the last step) and how many to keep: the newest `keep`, and for ever one each
+    `keep_every` steps, from which other stages can branch."""
 
     seconds: float = Field(120.0, gt=0)
     steps: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _meets(self) -> "CheckpointConfig":
+        if self.keep_every and self.steps and self.keep_every % self.steps:
+            raise ValueError(f"keep_every ({self.keep_every}) must be a multiple of steps ({self.steps})")
+        return self
 
 
 class PretrainStage(Stage):
@@ -41,6 +50,7 @@ class PretrainStage(Stage):
 
     length: positions of a row; batch_tokens: positions of a step, a multiple of length; start_from: a Llama-family
     folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
+    branch_from: a kept checkpoint of another pretrain stage to go on from, for a budget of its own;
     held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text.
     """
 
@@ -49,6 +59,7 @@ class PretrainStage(Stage):
     input: str = "tokenize"
     model: one_of(ModelConfig, MODELS) = TransformerConfig()  # type: ignore[valid-type]
     start_from: str | None = None
+    branch_from: BranchFrom | None = None
     objective: one_of(Objective, OBJECTIVES) = Causal()  # type: ignore[valid-type]
     policy: PolicyConfig = PolicyConfig()
     optimizer: OptimizerChoice = AdamW()
@@ -63,7 +74,7 @@ class PretrainStage(Stage):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def reads(self) -> list[str]:
-        return [self.input]
+        return [self.input, *([self.branch_from.stage] if self.branch_from else [])]
 
     def files(self) -> list[dict[str, Any]]:
         from tilth.data import locations
@@ -106,13 +117,14 @@ class Pretraining:
         self.policy = stage.policy.build(self.pool, context.seed)
         self.stream = PackedStream(self.pool, self.policy, stage.length, context.seed,
                                    log_folder=context.folder / "drawn")
+        self.branch = Branch(stage, context.input(stage.branch_from.stage)) if stage.branch_from else None
         self.decided = self._decide()
 
     def _decide(self) -> dict[str, Any]:
         """Steps and micro-batch: worked out once, before step 0, written down, and kept by every resumption."""
         path = self.context.folder / "budget.json"
         if path.exists():
-            return read_json(path)
+            return {**BEGINNING, **read_json(path)}
         stage, rows = self.stage, self.stage.rows
         micro = self.context.hardware.micro_rows or largest_micro_batch(
             self.learner, self._plain_stream(), rows, self.precision, self.device)
@@ -121,7 +133,7 @@ class Pretraining:
         tokens = len(self.pool.values("tokens"))
         steps = stage.budget.in_steps(stage.batch_tokens, flops, tokens, seconds)
         decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * stage.batch_tokens,
-                   "seconds_per_step_probed": seconds}
+                   "seconds_per_step_probed": seconds, **(self.branch.beginning() if self.branch else BEGINNING)}
         write_json(path, decided)
         return decided
 
@@ -142,19 +154,23 @@ class Pretraining:
         """The loop of this stage, ready to run (or to be stepped, by benchmarks and tests)."""
         stage, decided, folder = self.stage, self.decided, self.context.folder
         settings = LoopSettings(
-            steps=decided["steps"], rows=decided["rows"], micro_rows=decided["micro_rows"], seed=self.context.seed,
+            steps=decided["first_step"] + decided["steps"], rows=decided["rows"], micro_rows=decided["micro_rows"],
+            seed=self.context.seed, batch_tokens=decided["rows"] * stage.length, first_step=decided["first_step"],
+            tokens_before=decided["tokens_before"],
             clip=stage.clip, precision=self.precision, device=self.device, checkpoint_seconds=stage.checkpoint.seconds,
-            checkpoint_steps=stage.checkpoint.steps)
+            checkpoint_steps=stage.checkpoint.steps or stage.checkpoint.keep_every)
         identity = {**stage.model_dump(mode="json"), "seed": self.context.seed, "version": stage.version}
         if self.context.hardware.compile:
             self.model.hidden = torch.compile(self.model.hidden)
         optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
                       for name in self.learner.updates}
         loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
-                    Checkpoints(folder / "checkpoints", identity, stage.checkpoint.keep),
+                    Checkpoints(folder / "checkpoints", identity, stage.checkpoint.keep, stage.checkpoint.keep_every),
                     MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
                     [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics])
         loop.go_on = self.context.command or loop.go_on
+        if self.branch is not None and not loop.checkpoints.steps():
+            loop.origin = self.branch.origin(self.stream, optimizers, folder / "drawn")
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend))
         return loop
 

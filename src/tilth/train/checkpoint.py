@@ -93,10 +93,11 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of a stage: `step-XXXXXXXX` folders, the last `keep` of them."""
+    """The checkpoints of a stage: `step-XXXXXXXX` folders, the last `keep` of them and each at a multiple of
+    `keep_every`."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2):
-        self.folder, self.identity, self.keep = folder, identity, keep
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2, keep_every: int | None = None):
+        self.folder, self.identity, self.keep, self.keep_every = folder, identity, keep, keep_every
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
@@ -109,7 +110,8 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         save_state(self.path(step), {"identity": self.identity, **state})
         for old in self.steps()[:-self.keep]:
-            shutil.rmtree(self.path(old))
+            if not self.keep_every or old % self.keep_every:
+                shutil.rmtree(self.path(old))
         return self.path(step)
 
     def newest(self) -> dict[str, Any] | None:
