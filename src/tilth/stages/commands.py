@@ -162,10 +162,14 @@ def trace_run(run: Path, steps: str, output: Path | None) -> dict[str, Any]:
     stage = _pretrain_stage(run)
     first, last = _range(steps)
     manifest = read_json(stage / "manifest.json")
-    rows = read_json(stage / "budget.json")["rows"]
+    decided = read_json(stage / "budget.json")
+    rows, began, first_row = decided["rows"], decided.get("first_step", 0), decided.get("first_row", 0)
+    if first < began:
+        raise BadInput(f"{stage} began at step {began}, branching from the stage "
+                       f"{manifest['fields']['branch_from']['stage']}; trace earlier steps there.")
     pool = Pool.open(stage.parent / manifest["fields"]["input"])
-    found = trace_steps(stage, pool, first * rows, last * rows)
-    found = found.with_columns(step=found["row"] // rows)
+    found = trace_steps(stage, pool, first_row + (first - began) * rows, first_row + (last - began) * rows)
+    found = found.with_columns(step=began + (found["row"] - first_row) // rows)
     if output is not None:
         write_bytes(output, _parquet(found))
         say(f"{len(found)} pieces of {found['record_id'].n_unique()} documents: {output}")
