@@ -107,6 +107,20 @@ def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files o
 
 
 @app.command()
+def track(run: Annotated[Path, typer.Argument(help="A run's folder, finished or still training.")],
+          tasks: Annotated[str, typer.Option(help="Tasks in place of the recipe's, comma-separated.")] = "",
+          history: Annotated[list[Path] | None, typer.Option(help="Finished, tracked runs to forecast from.")] = None,
+          watch: Annotated[bool, typer.Option("--watch", help="Go on until training has finished.")] = False,
+          every: Annotated[float, typer.Option(min=1, help="Seconds between looks at the folder.")] = 30.0,
+          limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, at most.")] = None,
+          device: Device = "auto", as_json: Json = False) -> None:
+    """Evaluate a run's checkpoints, draw its abilities over tokens, and forecast its end."""
+    from tilth.stages.track import track_run
+    _finish(as_json, track_run(run, [task for task in tasks.split(",") if task], history or [], watch, every, limit,
+                               device))
+
+
+@app.command()
 def generate(model: Model, prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "",
              tokens: Annotated[int, typer.Option(min=1, help="At most so many.")] = 200,
              temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest.")] = 0.8,

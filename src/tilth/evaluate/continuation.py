@@ -41,7 +41,8 @@ class HeldOutCloze(Task):
         if held_out_texts is None:
             raise BadInput(f"The task '{self.name}' is made from held-out text, and there is none here; "
                            f"leave it out of `tasks`.")
-        return continuation_task(held_out_texts, self.seed, self.n, name=self.name, lines_before=self.lines_before)
+        n = min(self.n, self.limit or self.n)
+        return continuation_task(held_out_texts, self.seed, n, name=self.name, lines_before=self.lines_before)
 
 
 def continuation_task(held_out_texts: Sequence[str], seed: int, n: int, *, name: str = "held_out_cloze",

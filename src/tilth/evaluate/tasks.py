@@ -190,7 +190,8 @@ class TaskFile(Task):
     path: str
 
     def ready(self, held_out_texts: Sequence[str] | None) -> Task:
-        return load_task(self.path).ready(held_out_texts)
+        task = load_task(self.path)
+        return (task.model_copy(update={"limit": self.limit}) if self.limit else task).ready(held_out_texts)
 
     def files(self) -> list[str]:
         return [self.path, *load_task(self.path).files()]

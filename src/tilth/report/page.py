@@ -15,6 +15,7 @@ from tilth.report.scores import read_scores
 from tilth.report.sections import cost, curves, data, facts, headline, samples, scores_section, training_data
 from tilth.report.sources import read_sources
 from tilth.report.templating import environment
+from tilth.report.tracking import tracking
 
 MOST_ROWS = 40  # of a table of sources: a crawl may have thousands
 
@@ -38,6 +39,7 @@ def render(run: Run, written: datetime | None = None) -> str:
         "headline": headline(run, scores, train),
         "scores": scores_section(scores),
         "curves": curves(train, held_out, scores),
+        "tracking": tracking(run),
         "training_data": training_data(sources),
         "data": data(run),
         "samples": samples(run),

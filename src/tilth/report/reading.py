@@ -59,6 +59,11 @@ class Run:
         path = stage.folder / file if stage else None
         return self._try(path, read_json) if path and path.exists() else None
 
+    def own(self, file: str) -> Any:
+        """A JSON file beside the stages, or None."""
+        path = self.folder / file
+        return self._try(path, read_json) if path.exists() else None
+
     def metrics(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Training lines and held-out lines of the last pretraining stage."""
         stage = self.stage("pretrain")

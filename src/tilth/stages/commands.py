@@ -86,8 +86,7 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
         raise BadInput("Nothing to measure: name text with --data FILE, or tasks with --tasks A,B.")
     model, tokenizer = load_model(path)
     model.to(pick_device(device))
-    named = [{"kind": "file", "path": task} if task.endswith((".yaml", ".yml", ".json")) else task for task in tasks]
-    config = parse(EvaluateConfig, {"tasks": named}, "evaluate")
+    config = EvaluateConfig(tasks=named_tasks(tasks))
     texts = [text for one in data for text in read_texts(one)]
     with tempfile.TemporaryDirectory(prefix="tilth-") as folder:
         pool = _as_pool(texts, tokenizer, Path(folder)) if texts else None
@@ -99,6 +98,13 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
         write_json(output, results)
         say(f"results: {output}")
     return results
+
+
+def named_tasks(tasks: Sequence[str]) -> list[Any]:
+    """Tasks as the command line names them: task files by their path, all others by kind."""
+    from tilth.evaluate import EvaluateConfig
+    named = [{"kind": "file", "path": task} if task.endswith((".yaml", ".yml", ".json")) else task for task in tasks]
+    return parse(EvaluateConfig, {"tasks": named}, "evaluate").tasks
 
 
 def read_texts(path: Path) -> list[str]:
