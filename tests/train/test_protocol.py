@@ -114,7 +114,7 @@ def test_in_context_regression_learns_from_the_examples_before_it(tmp_path):
     trained = errors(loop.learner, fresh)
     variance = fresh["y"].var().item()
     assert trained[0].item() == pytest.approx(variance, rel=0.25), "nothing is known before the first example"
-    assert trained[-3:].mean() < 0.25 * variance
+    assert trained[-3:].mean() < 0.4 * variance
     assert (trained[-3:] < 0.5 * untrained[-3:]).all()
 
 
