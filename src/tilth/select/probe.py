@@ -6,7 +6,7 @@ https://arxiv.org/abs/2406.06046, after the influence of Koh and Liang 2017):
     I(x) = L(R | step(M, x)) - L(R | M)                      negative is good
 
 with the run's own optimizer, moments, clipping and current rate; the unit is the whole batch. L is the mean loss in
-nats a token. To first order, with s the rate of each parameter (for Adam lr / (sqrt(v) + eps), its moments being given),
+nats a token. To first order, with s the rate of each parameter (for Adam lr / (sqrt(v) + eps), moments as they are),
 
     I(x) ~ - sum s * g_R * g_x
 
