@@ -78,11 +78,13 @@ class Contamination(Against, Attribute):
             found.append((row_of[place], entry, np.zeros_like(entry), starts[place], ends[place]))
             return [np.concatenate(part) for part in zip(*found, strict=True)]
         for block in blocks(texts):
-            for size, hashes, first in window_sizes(block.hashes, block.text_of, items.lookups):
-                place, entry = items.lookups[size].find(hashes)
-                begin = first[place]
-                found.append((block.documents[block.text_of[begin]], entry, np.full_like(entry, size),
-                              block.starts[begin], block.ends[begin + size - 1]))
+            for size, hashes in window_sizes(block.hashes, items.lookups):
+                first, entry = items.lookups[size].find(hashes)
+                last = first + size - 1
+                whole = block.text_of[first] == block.text_of[last]  # not reaching into the next text
+                first, last, entry = first[whole], last[whole], entry[whole]
+                found.append((block.documents[block.text_of[first]], entry, np.full_like(entry, size),
+                              block.starts[first], block.ends[last]))
         return [np.concatenate(part) for part in zip(*found, strict=True)]
 
     @staticmethod
@@ -91,9 +93,11 @@ class Contamination(Against, Attribute):
         item = np.zeros(len(row), np.int64)
         for one, lookup in items.lookups.items():
             item[size == one] = lookup.item_of[entry[size == one]]
-        pair = row * max(len(items.names), 1) + item
-        distinct = np.unique(np.stack([pair, entry]), axis=1)  # a repeated n-gram counts once
-        pairs, counts = np.unique(distinct[0], return_counts=True)
+        # An n-gram counts once for a row; an entry belongs to one item, and an item to one size.
+        entries = max((len(lookup.hashes) for lookup in items.lookups.values()), default=0) + 1
+        _, once = np.unique((row * (max(items.lookups, default=0) + 1) + size) * entries + entry, return_index=True)
+        pair = row * len(items.names) + item
+        pairs, counts = np.unique(pair[once], return_counts=True)
         return item, counts[np.searchsorted(pairs, pair)] / items.counts[item]
 
 

@@ -118,10 +118,11 @@ def _ngram_items(names: list[str], texts: pl.Series, ngram: int, minimum_words: 
     items: dict[int, list[np.ndarray]] = {}
     for block in blocks(texts):
         size_of = np.minimum(block.counts(), ngram)
-        for size, found, first in window_sizes(block.hashes, block.text_of, range(minimum_words, ngram + 1)):
-            mine = size_of[block.text_of[first]] == size
+        for size, found in window_sizes(block.hashes, range(minimum_words, ngram + 1)):
+            text_of = block.text_of[:len(found)]
+            mine = (text_of == block.text_of[size - 1:]) & (size_of[text_of] == size)
             hashes.setdefault(size, []).append(found[mine])
-            items.setdefault(size, []).append(block.documents[block.text_of[first[mine]]])
+            items.setdefault(size, []).append(block.documents[text_of[mine]])
     counts, lookups = np.zeros(len(names), np.int64), {}
     for size, parts in hashes.items():
         if sum(map(len, parts)):

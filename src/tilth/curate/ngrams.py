@@ -191,11 +191,12 @@ def windows(hashes: np.ndarray, text_of: np.ndarray, counts: np.ndarray,
     return mixed(rolled), first, last
 
 
-def window_sizes(hashes: np.ndarray, text_of: np.ndarray,
-                 sizes: Iterable[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each size, ascending: size, hashes of all windows of that many units, and the first unit of each.
+def window_sizes(hashes: np.ndarray, sizes: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """For each size, ascending: size, and a hash of that many units from each unit on, to be read before the next size
+    is asked for. All sizes together cost little more than the largest.
 
-    Unlike `windows`, texts of fewer units have none. All sizes together cost little more than the largest.
+    Unlike those of `windows`, these may reach into the next text: whoever finds one must see that its first and last
+    unit are of one text.
     """
     wanted = set(sizes)
     rolled = hashes.copy()
@@ -205,5 +206,4 @@ def window_sizes(hashes: np.ndarray, text_of: np.ndarray,
             rolled *= STEP
             rolled += hashes[size - 1:]
         if size in wanted:
-            first = np.flatnonzero(text_of[:len(rolled)] == text_of[size - 1:])
-            yield size, mixed(rolled[first]), first
+            yield size, rolled
