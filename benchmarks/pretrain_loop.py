@@ -10,7 +10,8 @@ text, curated and tokenized as the quickstart does it. Sections:
   the clock starts: for each batch `model.hidden`, `token_losses` summed and divided by the number of predicted tokens,
   `backward`, `loss.item()`; then `clip_grad_norm_`, `step`, `zero_grad`. Both must show the same losses.
 - litgpt: the same against `litgpt.pretrain.setup` in an environment of its own, from the same weights on the same rows
-  of one whole segment each; as it comes (it always compiles its model), and with compilation turned off.
+  of one whole segment each. It always compiles its model: so both compiled, then each as it comes by default (Tilth
+  needs no compiler and does not compile), then neither compiled.
 - exact: accumulation against one big batch, a resumed run against an uninterrupted one, an exported model in
   `transformers` against the source.
 - quickstart: scores, time and memory of finished quickstart runs, given as `--quickstart RUN ...`.
@@ -87,8 +88,9 @@ def quickstart_stage(steps: int, **changes: Any) -> PretrainStage:
                        "steps": steps, **changes})
 
 
-def prepare(stage: PretrainStage, name: str, micro_rows: int | None = None) -> Pretraining:
-    return Pretraining(stage, Context(data(), data() / name, 0, Hardware(device="cpu", micro_rows=micro_rows)))
+def prepare(stage: PretrainStage, name: str, micro_rows: int | None = None, compiled: bool = False) -> Pretraining:
+    hardware = Hardware(device="cpu", micro_rows=micro_rows, compile=compiled)
+    return Pretraining(stage, Context(data(), data() / name, 0, hardware))
 
 
 def batches_of(run: Pretraining, steps: int) -> Iterator[list[Batch]]:
@@ -111,7 +113,8 @@ def against(loop: Loop, turn: int, other: Callable[[], float], rounds: int, warm
             paired.add(rate, other_rate)
         clock.update(turn=clock["turn"] + 1, tokens=now.at.tokens, cpu=time.process_time())
 
-    assert loop.settings.steps == turn * (rounds + warmup)
+    if loop.settings.steps != turn * (rounds + warmup):
+        raise ValueError(f"{loop.settings.steps} steps are not {rounds + warmup} turns of {turn}.")
     loop.hooks = [Every(turn, switch)]
     loop.run()
     loop.metrics.close()
@@ -233,16 +236,16 @@ def litgpt_job(run: Pretraining, steps: int, folder: Path) -> dict[str, Any]:
 
 
 def litgpt(arguments: argparse.Namespace) -> list[Claim]:
-    modes = {"": {}, "_not_compiled": {"TORCHDYNAMO_DISABLE": "1"}}
+    modes = {"": (True, True), "_default": (False, True), "_not_compiled": (False, False)}
     try:
         python = environment("litgpt", LITGPT, arguments.environments)
     except PeerMissing as missing:
         return [Claim(f"loop_vs_litgpt{mode}", None, "ratio of tokens per CPU-second", "> 1", "litgpt", str(missing))
                 for mode in modes]
-    return [against_litgpt(python, mode, variables, arguments.rounds) for mode, variables in modes.items()]
+    return [against_litgpt(python, mode, *compiled, arguments.rounds) for mode, compiled in modes.items()]
 
 
-def against_litgpt(python: Path, mode: str, variables: dict[str, str], rounds: int) -> Claim:
+def against_litgpt(python: Path, mode: str, ours_compiled: bool, compiled: bool, rounds: int) -> Claim:
     turn, warmup = 1, 2
     steps = turn * (rounds + warmup)
     model = quickstart_stage(1).model.model_copy(update={"tied": False})
@@ -250,9 +253,10 @@ def against_litgpt(python: Path, mode: str, variables: dict[str, str], rounds: i
                              optimizer=AdamW(lr=1e-3, weight_decay=0.0))
     if not (data() / "rows").exists():
         whole_rows(stage.length)
-    run = prepare(stage, f"litgpt{mode}", micro_rows=stage.rows)
+    run = prepare(stage, f"litgpt{mode}", stage.rows, ours_compiled)
     job = litgpt_job(run, steps, run.context.folder / "peer")
     losses: list[float] = []
+    variables = {} if compiled else {"TORCHDYNAMO_DISABLE": "1"}
     with Peer(python, HERE / "peers" / "litgpt_pretrain.py", job, variables) as peer:
 
         def other() -> float:
@@ -263,10 +267,11 @@ def against_litgpt(python: Path, mode: str, variables: dict[str, str], rounds: i
         paired = against(run.loop(), turn, other, rounds, warmup)
     apart = difference(losses_of(run), losses)
     version = installed_versions(python, ["litgpt"])["litgpt"]
-    how = "litgpt.pretrain.setup, its model " + ("not compiled (TORCHDYNAMO_DISABLE=1)" if mode else "compiled")
+    how = "litgpt.pretrain.setup, its model " + ("compiled" if compiled else "not compiled (TORCHDYNAMO_DISABLE=1)")
+    ours = "compiled" if ours_compiled else "not compiled"
     return Claim(
         f"loop_vs_litgpt{mode}", paired.ratio, "ratio of tokens per CPU-second", "> 1", f"litgpt {version}",
-        f"{how}, Tilth's not compiled; untied, rows of one segment; {shape_text(run)}; "
+        f"{how}, Tilth's {ours}; untied, rows of one segment; {shape_text(run)}; "
         f"{paired.text('tokens per CPU-second')}; losses of the first steps differ by at most {apart:.1e} nats")
 
 

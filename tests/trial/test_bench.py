@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tilth.recipe.errors import RunFailed
 from tilth.trial.bench import Claim, Paired, machine, measure, versions, write_results
 from tilth.trial.peers import Peer, PeerMissing, environment, environments_folder, unmet
