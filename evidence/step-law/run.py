@@ -22,7 +22,8 @@ Cell = tuple[float, float]
 def read_runs(path: Path) -> list[Run]:
     with open(path, encoding="utf-8") as file:
         return [Run(float(row["params_non_embedding"]), float(row["tokens"]), float(row["lr"]),
-                    SEQUENCE * float(row["batch_sequences"]), float(row["smooth_loss"])) for row in csv.DictReader(file)]
+                    SEQUENCE * float(row["batch_sequences"]), float(row["smooth_loss"]))
+                for row in csv.DictReader(file)]
 
 
 def best_pair(runs: Sequence[Run]) -> Advice:
@@ -86,7 +87,7 @@ def main() -> None:
         "published": "0.94 per mille above the best of a search (DeepSeek law 9.26 per mille)",
         "baseline": "DeepSeek law", "metric": "excess loss over each cell's best, percent, less is better",
         **{key: recomputed[key] for key in ("value", "baseline_value", "difference", "interval")}, "seeds": [],
-        "budget": f"{len(runs)} published runs in {len(published)} cells, {time.process_time() - start:.0f} s on a core",
+        "budget": f"{len(runs)} published runs in {len(published)} cells, {time.process_time() - start:.0f} s",
         "verdict": "shows" if shows else "does not show" if fails else "mixed",
         "comparisons": {"published law against DeepSeek law": recomputed,
                         "refitted without the size, against the best fixed pair": held["size"],

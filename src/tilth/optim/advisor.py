@@ -1,12 +1,13 @@
 """Learning rate and batch size from model size and tokens, by published laws, with the domain each law holds in.
 
-Parameters exclude embeddings and the output matrix (`config.parameters(embeddings=False)`); of a mixture of experts they
-are all of them, not those active for a token. Tokens are those trained on, batches are in tokens.
+Parameters exclude embeddings and the output matrix (`config.parameters(embeddings=False)`); of a mixture of experts
+they are all of them, not those active for a token. Tokens are those trained on, batches are in tokens.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tilth.optim.optimizers import OptimizerConfig
 from tilth.optim.schedules import Cosine, Power, Schedule
@@ -70,10 +71,10 @@ COST_OF_BATCH: dict[float, float | None] = {0.25: 1.6, 0.5: 0.44, 1.0: 0.0, 2.0:
 
 
 def cost(factor: float, table: dict[float, float | None]) -> float | None:
-    """Percent of loss lost at `factor` times the optimum, interpolated in log factor; None outside what was measured."""
+    """Percent of loss lost at `factor` times the optimum, linear in log factor; None outside what was measured."""
     known = sorted((math.log(at), value) for at, value in table.items() if value is not None)
     x = math.log(factor)
-    for (low, below), (high, above) in zip(known, known[1:], strict=False):
+    for (low, below), (high, above) in pairwise(known):
         if low - 1e-12 <= x <= high + 1e-12:
             return below + (above - below) * (x - low) / (high - low)
     return None
@@ -102,7 +103,7 @@ def whole_rows(batch_tokens: float, length: int) -> int:
 
 def doubts(parameters: float, tokens: float, epochs: float | None, schedule: Schedule, optimizer: OptimizerConfig,
            mup: bool) -> list[str]:
-    """Why the advice may not hold here: each a sentence; none where the run is like those that the law was fitted on."""
+    """Why the advice may not hold here, a sentence each; none where the run is like those behind the law."""
     found = []
     if isinstance(schedule, Power):
         if not mup:

@@ -55,7 +55,9 @@ def fit_step_law(runs: Sequence[Run], resamples: int = 1000, level: float = 0.95
         raise BadInput(f"{len(near)} runs are near the best of their size and length; a law needs at least 3.")
     logs = np.log([[run.parameters, run.tokens, run.lr, run.batch_tokens] for run in near])
     rng = np.random.default_rng(seed)
-    draws = np.array([_coefficients(logs[rng.integers(0, len(logs), len(logs))]) for _ in range(resamples)])
+    samples = (logs[rng.integers(0, len(logs), len(logs))] for _ in range(resamples))
+    drawn = [_coefficients(sample) for sample in samples if _identifies(sample, logs)]
+    draws = np.array(drawn or [_coefficients(logs)])
     log_c, alpha, beta, log_d, gamma = draws.mean(0)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     names = ("log_c", "alpha", "beta", "log_d", "gamma")
@@ -75,6 +77,11 @@ def _coefficients(logs: Array) -> tuple[float, ...]:
     log_c, alpha, beta = _least_squares(logs[:, :2], logs[:, 2])
     log_d, gamma = _least_squares(logs[:, 1:2], logs[:, 3])
     return log_c, alpha, beta, log_d, gamma
+
+
+def _identifies(sample: Array, logs: Array) -> bool:
+    """Whether sizes and tokens vary in a sample where they vary in all runs; a slope of it says nothing otherwise."""
+    return bool(((np.ptp(sample[:, :2], axis=0) > 1e-9) == (np.ptp(logs[:, :2], axis=0) > 1e-9)).all())
 
 
 def _least_squares(x: Array, y: Array) -> list[float]:
