@@ -36,6 +36,15 @@ class Wheel(Config):
     radius: float = 0.3
 
 
+class Paint(Config):
+    kind: str = ""
+
+
+class Red(Paint):
+    kind: str = "red"
+    shade: int = 0
+
+
 class Car(Config):
     engine: EngineChoice = Diesel()
     spare: EngineChoice | None = None
@@ -44,6 +53,7 @@ class Car(Config):
     engines: list[EngineChoice] = Field(default_factory=list)
     named: dict[str, EngineChoice] = Field(default_factory=dict)
     seats: int = 4
+    paint: one_of(Paint, {"red": Red}) = Red()
 
 
 @pytest.mark.parametrize(("data", "path", "hint"), [
@@ -85,6 +95,11 @@ def test_choice_is_built_from_its_kind_or_from_the_default_kind():
     car = parse(Car, {"engine": {"litres": 5}, "engines": ["electric", {"kind": "diesel", "power": 2}]})
     assert car.engine == Diesel(litres=5)
     assert car.engines == [Electric(), Diesel(power=2)]
+
+
+def test_choice_without_a_default_kind_asks_for_one():
+    with pytest.raises(BadInput, match="`paint` needs a `kind`: one of red"):
+        parse(Car, {"paint": {"shade": 1}})
 
 
 def test_class_from_outside_is_accepted_by_its_place():

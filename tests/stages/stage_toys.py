@@ -79,10 +79,10 @@ def write_corpus(folder: Path, files: int = 24) -> Path:
 
 def tiny(corpus: Path, held_out: bool = True, **pretrain: Any) -> Recipe:
     """Curate, tokenize (bytes), pretrain: a few seconds."""
-    fields = {"model": {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32, "context": 64}, "length": 32,
-              "batch_tokens": 128, "budget": {"steps": 12}, "optimizer": {"kind": "muon", "lr": 1e-2},
-              "schedule": {"kind": "wsd", "warmup": 2}, "precision": "fp32", "held_out_every": 5,
-              "checkpoint": {"steps": 4}, **pretrain}
+    model = {"kind": "transformer", "layers": 1, "width": 16, "heads": 2, "feed_forward": 32, "context": 64}
+    fields = {"model": model, "length": 32, "batch_tokens": 128, "budget": {"steps": 12},
+              "optimizer": {"kind": "muon", "lr": 1e-2}, "schedule": {"kind": "wsd", "warmup": 2},
+              "precision": "fp32", "held_out_every": 5, "checkpoint": {"steps": 4}, **pretrain}
     held = {"minimum_bytes": 600, "share": 0.3} if held_out else None
     return parse(Recipe, {"name": "tiny", "seed": 3, "stages": {
         "curate": {"kind": "curate", "inputs": [{"kind": "files", "path": str(corpus)}], "held_out": held},

@@ -49,7 +49,7 @@ class OneOf:
         if kind is None:
             default = self.base.model_fields.get("kind")
             kind = default.default if default is not None and isinstance(default.default, str) else None
-        if kind is None:
+        if kind in (None, ""):
             raise BadInput(f"`{path}` needs a `kind`: one of {', '.join(self.known)}, or package.module:Class.")
         if not isinstance(kind, str):
             raise BadInput(f"`{join(path, 'kind')}` must be a name, not {kind!r}: one of {', '.join(self.known)}, or "
