@@ -28,6 +28,7 @@ class EvaluateConfig(Config):
     stride: int | None = Field(default=None, ge=1, description="new tokens a held-out window; None: the length")
     batch_tokens: int = Field(default=8192, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    share: bool = Field(default=True, description="compute once what questions have in common")
     rivals: bool = Field(default=True, description="xz, zstd, unigram and byte 5-gram on the same held-out text")
     train_bytes: int = Field(default=TRAIN_BYTES, ge=1, description="training text the byte models learn from, at most")
 
@@ -69,7 +70,7 @@ def measure(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: 
     if twice:
         raise BadInput(f"Two tasks cannot have one name, nor the name of the held-out text: {', '.join(twice)}.")
     likelihood = Likelihood(model, length=config.length or length, batch_tokens=config.batch_tokens,
-                            dtype=config.dtype)
+                            dtype=config.dtype, share=config.share)
     found = Evaluation()
     if held_out is not None:
         _held_out(found, likelihood, held_out, tokenizer.end_of_text, config, quiet)

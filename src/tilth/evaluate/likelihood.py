@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tilth.evaluate.prefix import Bunch, plan
 from tilth.recipe import BadInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOGITS_BYTES = 256 * 1024 * 1024
+# A position that is only held in a cache takes far less memory than one that goes through the model.
+CACHED = 4
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,17 @@ class Likelihood:
     A model that also offers `hidden(tokens) -> (B, L, D)` and `head(hidden) -> logits` is asked for logits at scored
     positions only. `dtype` is the autocast type (float32: none). Rows of a batch are filled up on the right, which a
     causal model cannot see from the left; a batch holds at most `batch_tokens` positions (or one row). `length` is the
-    longest input the model takes.
+    longest input the model takes. `share`: what contexts have in common is computed once, in a model with `new_cache`
+    (tilth.evaluate.prefix); the same numbers to rounding, for a fraction of the work.
     """
 
-    def __init__(self, model: nn.Module, *, length: int, batch_tokens: int = 8192, dtype: str = "float32"):
+    def __init__(self, model: nn.Module, *, length: int, batch_tokens: int = 8192, dtype: str = "float32",
+                 share: bool = True):
         if dtype not in DTYPES:
             raise BadInput(f"`dtype` is '{dtype}', which is not known. Choose one of {', '.join(DTYPES)}.")
         self.model, self.length, self.batch_tokens, self.dtype = model, length, batch_tokens, DTYPES[dtype]
+        pattern = getattr(getattr(model, "config", None), "attention", "causal")
+        self.share = share and hasattr(model, "new_cache") and pattern == "causal"
         weight = next(iter(model.parameters()), None)
         self.device = weight.device if weight is not None else torch.device("cpu")
 
@@ -62,14 +69,27 @@ class Likelihood:
         scored: list[Scored | None] = [None] * len(requests)
         done = 0
         with torch.inference_mode(), evaluating(self.model):
-            for rows in self._batches(requests):
-                batch = [requests[row] for row in rows]
-                for row, found in zip(rows, self._batch(batch), strict=True):
-                    scored[row] = found
-                done += sum(request.inputs for request in batch)
+            for rows, found in self._all(requests):
+                for row, one in zip(rows, found, strict=True):
+                    scored[row] = one
+                done += sum(requests[row].inputs for row in rows)
                 if progress is not None:
                     progress(done)
         return [found for found in scored if found is not None]
+
+    def _all(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[Scored]]]:
+        """Row numbers and their scores, shared parts first."""
+        groups: list[list[Bunch]] = []
+        alone = list(range(len(requests)))
+        if self.share:
+            groups, alone = plan([request.context for request in requests],
+                                 [len(request.continuation) - 1 for request in requests], CACHED * self.batch_tokens)
+        for bunches in groups:
+            trunk = self._trunk(bunches[0])
+            for bunch in bunches:
+                yield self._bunch(requests, bunch, trunk)
+        for rows in self._batches(requests, alone):
+            yield rows, self._batch([requests[row] for row in rows])
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -78,9 +98,9 @@ class Likelihood:
             if request.inputs > self.length:
                 raise ValueError(f"a request of {request.inputs} positions does not fit the model's {self.length}")
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+    def _batches(self, requests: Sequence[Request], which: Sequence[int]) -> Iterator[list[int]]:
         """Row numbers, longest rows first: a batch too big for the memory shows at once, and little is padding."""
-        order = sorted(range(len(requests)), key=lambda row: -requests[row].inputs)
+        order = sorted(which, key=lambda row: -requests[row].inputs)
         while order:
             rows = max(1, self.batch_tokens // requests[order[0]].inputs)
             yield order[:rows]
@@ -104,13 +124,50 @@ class Likelihood:
             model: Any = self.model
             if not (hasattr(model, "hidden") and hasattr(model, "head")):
                 return _nats_of(model(tokens)[scored], targets)
-            hidden = model.hidden(tokens)[scored]
-            # One row of logits first: its width says how many rows fit the memory set aside.
-            step = max(1, LOGITS_BYTES // (4 * model.head(hidden[:1]).shape[-1]))
-            parts = [_nats_of(model.head(hidden[start : start + step]), targets[start : start + step])
-                     for start in range(0, len(hidden), step)]
+            return self._nats(model.hidden(tokens)[scored], targets)
+
+    def _nats(self, hidden: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """hidden (P, D), targets (P,) -> nats and top, as many rows at once as the memory set aside holds."""
+        model: Any = self.model
+        step = max(1, LOGITS_BYTES // (4 * model.head(hidden[:1]).shape[-1]))
+        parts = [_nats_of(model.head(hidden[start : start + step]), targets[start : start + step])
+                 for start in range(0, len(hidden), step)]
         nats, top = zip(*parts, strict=True)
         return np.concatenate(nats), np.concatenate(top)
+
+    def _trunk(self, bunch: Bunch) -> Any:
+        """The filled cache of what all questions of a group begin with; None where that is nothing."""
+        if not bunch.trunk:
+            return None
+        model: Any = self.model
+        cache = model.new_cache(bunch.trunk)
+        tokens = torch.from_numpy(bunch.questions[0].context[None, : bunch.trunk].astype(np.int64))
+        with self._autocast():
+            model.hidden(tokens.to(self.device), cache=cache)
+        return cache
+
+    def _bunch(self, requests: Sequence[Request], bunch: Bunch, trunk: Any) -> tuple[list[int], list[Scored]]:
+        """Stems after the trunk, leaves after the stems: Q questions of n leaves, Q n = R rows."""
+        model: Any = self.model
+        rows = [row for question in bunch.questions for row in question.rows]
+        leaves = [requests[row].continuation for row in rows]
+        stems = np.stack([question.context[bunch.trunk :] for question in bunch.questions]).astype(np.int64)
+        cache = model.new_cache() if trunk is None else trunk.expand(len(stems))
+        each = len(rows) // len(stems)
+        with self._autocast():
+            ends = model.hidden(torch.from_numpy(stems).to(self.device), cache=cache)[:, -1]
+            hidden = [ends.repeat_interleave(each, 0)[:, None]]
+            longest = max(len(leaf) for leaf in leaves) - 1
+            if longest:
+                tokens = np.zeros((len(rows), longest), np.int64)
+                for row, leaf in enumerate(leaves):
+                    tokens[row, : len(leaf) - 1] = leaf[:-1]
+                hidden.append(model.hidden(torch.from_numpy(tokens).to(self.device), cache=cache.expand(each)))
+            scored = np.arange(longest + 1) < np.array([len(leaf) for leaf in leaves])[:, None]
+            targets = torch.from_numpy(np.concatenate(leaves).astype(np.int64)).to(self.device)
+            nats, top = self._nats(torch.cat(hidden, 1)[torch.from_numpy(scored).to(self.device)], targets)
+        cuts = np.cumsum([len(leaf) for leaf in leaves])[:-1]
+        return rows, [Scored(*pair) for pair in zip(np.split(nats, cuts), np.split(top, cuts), strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
