@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilth.data.stream import PackedStream
-from tilth.recipe import BadInput, parse
+from tilth.recipe import BadInput, Config, parse
+from tilth.recipe.frame import OneOf
 from tilth.select.mixtures import MIXTURES
 from tilth.select.policy import PolicyConfig
 from tilth.select.protocols import Mixture, MixtureConfig, Selector, SelectorConfig, Weigher, WeigherConfig
@@ -252,7 +253,7 @@ def test_only_known_keys_and_kinds(pool):
 
 def test_every_kind_is_named_as_it_is_known():
     for known in (MIXTURES, SELECTORS, WEIGHERS):
-        assert all(config.model_fields["kind"].default == name for name, config in known.items())
+        assert all(OneOf(Config, known).resolve(name, "kind").model_fields["kind"].default == name for name in known)
 
 
 def test_a_stream_over_a_mixture_resumes_exactly(pool):

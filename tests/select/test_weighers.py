@@ -6,7 +6,7 @@ import torch
 
 from tilth.recipe import parse
 from tilth.select.policy import PolicyConfig
-from tilth.select.weighers import ByLoss, linupper, quadratic
+from tilth.select.weighers import ByLoss, linupper
 from tilth.stages.pretrain import WeighByLoss
 
 FIVE = torch.tensor([1.0, 2, 3, 4, 5])
@@ -107,11 +107,6 @@ def test_it_wins_on_clean_targets_and_loses_on_corrupt_ones():
     assert np.mean(clean[0]) > 5 * np.mean(clean[1])
     corrupt = [[regression(f, 0.4, 0.05, seed, [1500])[1500] for seed in range(5)] for f in (None, linupper)]
     assert np.mean(corrupt[1]) > 2 * np.mean(corrupt[0])
-
-
-def test_quadratic_is_no_full_cure():
-    noisy = [np.mean([regression(f, 0.4, 0.05, seed, [1500])[1500] for seed in range(3)]) for f in (None, quadratic)]
-    assert noisy[1] > noisy[0]
 
 
 def test_warm_up(pool):

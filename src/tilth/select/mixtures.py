@@ -67,4 +67,5 @@ def source_tokens(pool: Pool) -> np.ndarray:
     return np.bincount(pool.source, pool.lengths("tokens"), len(pool.sources)).astype(np.int64)
 
 
-MIXTURES: dict[str, type[Config] | str] = {"natural": Natural, "fixed": Fixed, "temperature": Temperature}
+MIXTURES: dict[str, type[Config] | str] = {"natural": Natural, "fixed": Fixed, "temperature": Temperature,
+                                           "doremi": "tilth.select.online:Doremi"}

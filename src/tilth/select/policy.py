@@ -5,21 +5,21 @@ the tokens of the stretch divide between sources; a source that the mixture need
 that is counted. Which units come in which order is a pure function of seed, stretch and state.
 """
 
-import base64
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from tilth.data.batch import Batch
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput, Config, one_of
+from tilth.select.drawing import pack_mask, unpack_mask
 from tilth.select.mixtures import MIXTURES, Natural
-from tilth.select.protocols import Mixture, MixtureConfig, Selector, SelectorConfig, Weigher, WeigherConfig
+from tilth.select.protocols import Mixture, MixtureConfig, Plan, Selector, SelectorConfig, Weigher, WeigherConfig
 from tilth.select.selectors import SELECTORS, All
 from tilth.select.weighers import WEIGHERS, Uniform
 
@@ -75,6 +75,12 @@ class Policy:
     def observe(self, unit_id: np.ndarray, loss: np.ndarray) -> None:
         for part in self._parts().values():
             part.observe(unit_id, loss)
+
+    def planned_flops(self, steps: int, rows: int, length: int, flops_per_row: float) -> float:
+        """FLOPs of choosing, over a run of so many steps."""
+        tokens = min(self.stretch_units * float(self.tokens.mean()), float(self.tokens.sum()))
+        plan = Plan(steps, rows, length, flops_per_row, -(-int(steps * rows * length) // max(int(tokens), 1)))
+        return sum(part.planned_flops(plan) for part in self._parts().values())
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last step from all parts, for its line of the metrics."""
@@ -165,8 +171,7 @@ class Policy:
         return {"sources": sources, **{name: part.report() for name, part in self._parts().items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        bits = base64.b64encode(zlib.compress(np.packbits(self.drawn).tobytes())).decode()
-        return {"version": 1, "units": len(self.drawn), "drawn": bits, "passes": self.passes.tolist(),
+        return {"version": 1, "units": len(self.drawn), "drawn": pack_mask(self.drawn), "passes": self.passes.tolist(),
                 "owed": self.owed.tolist(), "budget": self.budget, "units_drawn": self.units_drawn.tolist(),
                 "tokens_drawn": self.tokens_drawn.tolist(),
                 **{name: part.state_dict() for name, part in self._parts().items()}}
@@ -176,8 +181,7 @@ class Policy:
                 len(state["passes"]) != len(self.passes)):
             raise BadInput(f"The state of the policy is of another pool than {self.pool.folder} "
                            f"({state.get('units')} units, not {len(self.drawn)}) or of another version.")
-        bits = np.frombuffer(zlib.decompress(base64.b64decode(state["drawn"])), np.uint8)
-        self.drawn = np.unpackbits(bits, count=len(self.drawn)).astype(bool)
+        self.drawn = unpack_mask(state["drawn"], len(self.drawn))
         self.passes, self.owed = np.array(state["passes"], np.int64), np.array(state["owed"], np.float64)
         self.budget = state["budget"]
         self.units_drawn = np.array(state["units_drawn"], np.int64)
@@ -187,15 +191,19 @@ class Policy:
 
 
 class PolicyConfig(Config):
-    """Which units the model sees and how much they count: three choices that work together."""
+    """Which units the model sees and how much they count: three choices that work together.
+
+    stretch_units: units drawn at once, about; a policy that learns while training chooses anew after so many.
+    """
 
     mixture: one_of(MixtureConfig, MIXTURES) = Natural()  # type: ignore[valid-type]
     selector: one_of(SelectorConfig, SELECTORS) = All()  # type: ignore[valid-type]
     weigher: one_of(WeigherConfig, WEIGHERS) = Uniform()  # type: ignore[valid-type]
+    stretch_units: int = Field(STRETCH_UNITS, ge=1)
 
-    def build(self, pool: Pool, seed: int, stretch_units: int = STRETCH_UNITS) -> Policy:
+    def build(self, pool: Pool, seed: int, stretch_units: int | None = None) -> Policy:
         return Policy(pool, self.mixture.build(pool, seed), self.selector.build(pool, seed),
-                      self.weigher.build(pool, seed), seed, stretch_units)
+                      self.weigher.build(pool, seed), seed, stretch_units or self.stretch_units)
 
     def files(self) -> list[Path]:
         return [*self.mixture.files(), *self.selector.files(), *self.weigher.files()]

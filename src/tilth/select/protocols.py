@@ -9,6 +9,7 @@ Everything here runs in every process alike and must choose alike: take randomne
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,31 @@ from tilth.data.pool import Pool
 from tilth.recipe import Config
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a run is about to do, for working out what choosing will cost. flops_per_row: of training, forward and
+    backward; stretches: how often the policy will be asked to draw (about)."""
+
+    steps: int
+    rows: int
+    length: int
+    flops_per_row: float
+    stretches: int
+
+    def forward(self, tokens: float) -> float:
+        """FLOPs of a forward pass over so many tokens, packed into rows."""
+        return tokens / self.length * self.flops_per_row / 3
+
+
 class Part:
     """The hooks that mixture, selector and weigher share; none has to be overridden."""
 
     def bind(self, probe: Any) -> None:
         """Called once before the first draw, with what asks the current model about units (None: no probe)."""
+
+    def planned_flops(self, plan: Plan) -> float:
+        """FLOPs that its choosing will take over the whole run, so that a budget in FLOPs can hold them."""
+        return 0.0
 
     def observe(self, unit_id: np.ndarray, loss: np.ndarray) -> None:
         """Trained units, int64 (U,), and the mean loss of each in nats a token, float32 (U,), of a global batch."""

@@ -9,20 +9,23 @@ from pydantic import Field
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput, Config
+from tilth.select.drawing import described, gumbel_top_k, standardised, top_share
 from tilth.select.protocols import Selector, SelectorConfig
 
 
 class Chosen(Selector):
     """Units chosen once for the whole run; None chooses all."""
 
-    def __init__(self, mask: np.ndarray | None):
+    def __init__(self, mask: np.ndarray | None, figures: dict[str, Any] | None = None):
         self.mask = mask
+        counts = {} if mask is None else {"units": len(mask), "selected": int(mask.sum())}
+        self.figures = counts if figures is None else figures
 
     def select(self, candidates: np.ndarray, stretch: int, rng: np.random.Generator) -> np.ndarray:
         return candidates if self.mask is None else candidates[self.mask[candidates]]
 
     def report(self) -> dict[str, Any]:
-        return {} if self.mask is None else {"units": len(self.mask), "selected": int(self.mask.sum())}
+        return self.figures
 
 
 class All(SelectorConfig):
@@ -47,6 +50,8 @@ class Random(SelectorConfig):
 class Scores(SelectorConfig):
     """The units with the highest scores in a Parquet file with columns `unit_id` (text) and `score` (number).
 
+    With a `temperature` they are drawn by Gumbel-top-k on the standardised scores instead.
+
     Every unit of the pool must have one finite score, and every score a unit: a file made for another pool is an
     error, not a quiet nothing.
     """
@@ -54,20 +59,18 @@ class Scores(SelectorConfig):
     kind: str = "scores"
     path: Path = Field(description="Parquet file with columns unit_id and score")
     keep: float = Field(gt=0, le=1, description="share of the units, those with the highest scores")
+    temperature: float = Field(0.0, ge=0, description="of the Gumbel draw; 0 takes the best")
 
     def files(self) -> list[Path]:
         return [self.path]
 
     def build(self, pool: Pool, seed: int) -> Selector:
-        return Chosen(top_share(read_scores(self.path, pool), self.keep))
-
-
-def top_share(scores: np.ndarray, keep: float) -> np.ndarray:
-    """Mask (U,) of the round(keep * U) highest scores (at least one); of equal scores the earlier units."""
-    count = max(1, round(keep * len(scores)))
-    mask = np.zeros(len(scores), bool)
-    mask[np.argsort(-scores, kind="stable")[:count]] = True
-    return mask
+        scores = read_scores(self.path, pool)
+        mask = top_share(scores, self.keep)
+        if self.temperature:
+            drawn = gumbel_top_k(standardised(scores), int(mask.sum()), self.temperature, generator(seed, "scores"))
+            mask = np.isin(np.arange(len(pool)), drawn)
+        return Chosen(mask, described(scores, mask))
 
 
 def read_scores(path: Path, pool: Pool) -> np.ndarray:
@@ -96,4 +99,6 @@ def read_scores(path: Path, pool: Pool) -> np.ndarray:
     return scores.to_numpy()
 
 
-SELECTORS: dict[str, type[Config] | str] = {"all": All, "random": Random, "scores": Scores}
+SELECTORS: dict[str, type[Config] | str] = {
+    "all": All, "random": Random, "scores": Scores, "importance": "tilth.select.scored:Importance",
+    "quality": "tilth.select.scored:Quality", "perplexity": "tilth.select.perplexity:Perplexity"}

@@ -26,7 +26,7 @@ from torch import Tensor
 from tilth.data.batch import Batch
 from tilth.data.pool import Pool
 from tilth.recipe import Config
-from tilth.select.protocols import Weigher, WeigherConfig
+from tilth.select.protocols import Plan, Weigher, WeigherConfig
 
 SMALLEST_RANGE = 1e-6  # equal losses: every h is the same, so every weight is
 
@@ -54,6 +54,9 @@ class ByLoss(Weigher):
         self._figures = {"effective_units": 1 / float(share.square().sum()), "batch_units": float(len(share)),
                          "weight_max": float(share.max()) * len(share)}
         return (share * len(share)).float()
+
+    def planned_flops(self, plan: Plan) -> float:
+        return max(plan.steps - self.starts, 0) * plan.rows * plan.flops_per_row / 3
 
     def metrics(self) -> dict[str, float]:
         return self._figures
