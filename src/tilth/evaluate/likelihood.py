@@ -120,7 +120,7 @@ class Likelihood:
     def _forward(self, tokens: Tensor, scored: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """tokens (B, L), scored (B, L) bool, targets (P,) -> nats (P,) float64 and top (P,) bool."""
         tokens, scored, targets = (part.to(self.device) for part in (tokens, scored, targets))
-        with self._autocast():
+        with self.autocast():
             model: Any = self.model
             if not (hasattr(model, "hidden") and hasattr(model, "head")):
                 return _nats_of(model(tokens)[scored], targets)
@@ -142,7 +142,7 @@ class Likelihood:
         model: Any = self.model
         cache = model.new_cache(bunch.trunk)
         tokens = torch.from_numpy(bunch.questions[0].context[None, : bunch.trunk].astype(np.int64))
-        with self._autocast():
+        with self.autocast():
             model.hidden(tokens.to(self.device), cache=cache)
         return cache
 
@@ -154,7 +154,7 @@ class Likelihood:
         stems = np.stack([question.context[bunch.trunk :] for question in bunch.questions]).astype(np.int64)
         cache = model.new_cache() if trunk is None else trunk.expand(len(stems))
         each = len(rows) // len(stems)
-        with self._autocast():
+        with self.autocast():
             ends = model.hidden(torch.from_numpy(stems).to(self.device), cache=cache)[:, -1]
             hidden = [ends.repeat_interleave(each, 0)[:, None]]
             longest = max(len(leaf) for leaf in leaves) - 1
@@ -169,7 +169,8 @@ class Likelihood:
         cuts = np.cumsum([len(leaf) for leaf in leaves])[:-1]
         return rows, [Scored(*pair) for pair in zip(np.split(nats, cuts), np.split(top, cuts), strict=True)]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of `dtype`, for a block."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 

@@ -1,6 +1,7 @@
 """Reading what users give as tasks: YAML or JSON settings, rows in JSON lines (plain, gzip or zstandard)."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from tilth.recipe import BadInput
 
+DATA = "TILTH_DATA"
 MAX_BYTES = 1 << 30
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 
@@ -55,6 +57,20 @@ def read_mapping(path: Path | str) -> dict[str, Any]:
     return values
 
 
-def beside(file: Path | str, path: str) -> str:
-    """`path` as seen from the folder of `file`; addresses and absolute paths stay."""
-    return path if "://" in path else str(Path(file).parent / path)
+def beside(file: Path | str, path: str, folder: str | None = None) -> str:
+    """`path` as seen from `folder` (that of `file` by default); addresses and absolute paths stay."""
+    return path if "://" in path else str(Path(folder or Path(file).parent) / path)
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """The task files of the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "task_files").glob("*.yaml"))}
+
+
+def read_folder(task: str) -> str:
+    """The folder TILTH_DATA, where the rows of shipped tasks lie; BadInput where it is not set."""
+    folder = os.environ.get(DATA)
+    if not folder:
+        raise BadInput(f"The rows of the task {Path(task).stem} are not part of the package: set {DATA} to the folder "
+                       f"that holds them, or copy {task} and change its `data`.")
+    return folder

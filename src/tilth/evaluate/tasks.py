@@ -1,10 +1,11 @@
 """Tasks as data: a task is a small YAML or JSON file, without code or templates.
 
-    kind: multiple_choice        # or cloze, minimal_pair
+    kind: multiple_choice        # or cloze, minimal_pair, generation, answer_bits, classification, retrieval
     name: arc_easy
     version: 1
     data: arc_easy.jsonl.zst     # beside this file; or `rows:` with the rows themselves
-    fields: {query: question}    # our name: the name in the rows (a.b reaches into a group); the same name by default
+    fields: {query: question}    # our name: the name in the rows, or a list of names, put together line by line
+                                 # (a.b reaches into a group, a.0 into a list); the same name by default
     before: ""                   # put before and after the query or context
     after: "\\nAnswer:"
     few_shot: {count: 5, source: arc_train.jsonl}
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tilth.evaluate.rows import beside, read_mapping, read_rows
+from tilth.evaluate.rows import beside, read_folder, read_mapping, read_rows, shipped_tasks
 from tilth.evaluate.score import Item, Option, Scorer, TaskResult, choice_result, cloze_result
 from tilth.recipe import BadInput, Config, one_of, parse
 from tilth.recipe.frame import OneOf
@@ -49,7 +50,8 @@ class Task(Config):
     version: str | int = 1
     data: str | None = Field(default=None, description="JSONL file, plain, .gz or .zst")
     rows: list[dict[str, Any]] | None = Field(default=None, description="the rows themselves, in place of `data`")
-    fields: dict[str, str] = Field(default_factory=dict, description="our field: the rows' field")
+    fields: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="our field: the rows' field, or several, joined line by line")
     before: str = ""
     after: str = ""
     separator: str = Field(default=" ", description="between context and continuation, unless white space stands there")
@@ -78,6 +80,20 @@ class Task(Config):
         return choice_result(items, scores, self.normalisation)
 
     def items(self) -> list[Item]:
+        """What the rows ask, examples before it."""
+        return self.chosen()[1]
+
+    def some_rows(self) -> list[dict[str, Any]]:
+        """The rows, or `limit` of them."""
+        rows = self._rows()
+        if not rows:
+            raise BadInput(f"The task '{self.name}' has no rows.")
+        if not self.limit or self.limit >= len(rows):
+            return rows
+        return [rows[number * len(rows) // self.limit] for number in range(self.limit)]
+
+    def chosen(self) -> tuple[list[dict[str, Any]], list[Item]]:
+        """The rows that are asked, and what they ask. All rows are read, so that a bad one shows in any case."""
         rows = self._rows()
         if not rows:
             raise BadInput(f"The task '{self.name}' has no rows.")
@@ -86,7 +102,7 @@ class Task(Config):
         if self.limit and self.limit < len(rows):
             kept = [number * len(rows) // self.limit for number in range(self.limit)]
             rows, made = [rows[number] for number in kept], [made[number] for number in kept]
-        return [self._after_shots(row, item, shots) for row, item in zip(rows, made, strict=True)]
+        return rows, [self._after_shots(row, item, shots) for row, item in zip(rows, made, strict=True)]
 
     def _rows(self) -> list[dict[str, Any]]:
         if (self.data is None) == (self.rows is None):
@@ -112,18 +128,19 @@ class Task(Config):
 
     def field(self, row: dict[str, Any], name: str, kind: type, where: str) -> Any:
         """The value of our field `name`; BadInput where it is missing or not of `kind` (a list: of texts)."""
-        value: Any = row
-        for part in self.fields.get(name, name).split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+        names = self.fields.get(name, name)
+        found = [reach(row, one) for one in (names if isinstance(names, list) else [names])]
+        value = found[0] if not isinstance(names, list) else None if None in found else "\n".join(map(str, found))
         texts = not isinstance(value, list) or (value and all(isinstance(part, str) for part in value))
         if value is None or not isinstance(value, kind) or not texts:
             wanted = "text" if kind is str else "list of texts" if kind is list else "value"
-            raise BadInput(f"{where}: `{self.fields.get(name, name)}` should be a {wanted}, not {str(value)[:60]!r}; "
-                           f"map the rows' names in `fields`.")
+            raise BadInput(f"{where}: `{names}` should be a {wanted}, not {str(value)[:60]!r}; map the rows' names in "
+                           f"`fields`.")
         return value
 
     def has(self, row: dict[str, Any], name: str) -> bool:
-        return self.fields.get(name, name).split(".")[0] in row
+        names = self.fields.get(name, name)
+        return (names[0] if isinstance(names, list) else names).split(".")[0] in row
 
     def option(self, context: str, continuation: str) -> Option:
         """The two with `before` and `after` around the context and, where no white space stands, the separator."""
@@ -132,10 +149,24 @@ class Task(Config):
         return Option(context, continuation if apart else self.separator + continuation, len(continuation.encode()))
 
 
+def reach(row: Any, path: str) -> Any:
+    """The value at a.b.0 of nested groups and lists, or None."""
+    for part in path.split("."):
+        if isinstance(row, list) and part.isdigit() and int(part) < len(row):
+            row = row[int(part)]
+        else:
+            row = row.get(part) if isinstance(row, dict) else None
+    return row
+
+
 class MultipleChoice(Task):
-    """The likeliest of several continuations of one context, or of one continuation after several contexts."""
+    """The likeliest of several continuations of one context, or of one continuation after several contexts.
+
+    `options`: the same choices for every row, in place of the rows' own.
+    """
 
     kind: str = "multiple_choice"
+    options: list[str] | None = Field(default=None, min_length=2)
 
     def item(self, row: dict[str, Any], where: str) -> Item:
         if self.has(row, "context_options"):
@@ -143,7 +174,8 @@ class MultipleChoice(Task):
             end = self.field(row, "continuation", str, where)
             options = [self.option(context, end) for context in contexts]
             return Item(options, self._gold(row, contexts, where))
-        query, choices = self.field(row, "query", str, where), self.field(row, "choices", list, where)
+        query = self.field(row, "query", str, where)
+        choices = self.options or self.field(row, "choices", list, where)
         return Item([self.option(query, choice) for choice in choices], self._gold(row, choices, where))
 
     def _gold(self, row: dict[str, Any], choices: list[str], where: str) -> int:
@@ -183,7 +215,7 @@ class MinimalPair(Task):
 
 
 class TaskFile(Task):
-    """A task kept in a file of its own."""
+    """A task kept in a file of its own, or one of the shipped files by its name (arc_easy)."""
 
     kind: str = "file"
     name: str = ""
@@ -199,17 +231,25 @@ class TaskFile(Task):
 
 TASKS: dict[str, type[Config] | str] = {
     "multiple_choice": MultipleChoice, "cloze": Cloze, "minimal_pair": MinimalPair, "file": TaskFile,
-    "held_out_cloze": "tilth.evaluate.continuation:HeldOutCloze"}
+    "held_out_cloze": "tilth.evaluate.continuation:HeldOutCloze",
+    "generation": "tilth.evaluate.generation:Generation", "answer_bits": "tilth.evaluate.generation:AnswerBits",
+    "classification": "tilth.evaluate.features:Classification", "retrieval": "tilth.evaluate.features:Retrieval"}
 TaskChoice = one_of(Task, TASKS)
 
 
 def load_task(path: Path | str) -> Task:
-    """The task of a YAML or JSON file; its `data` and few-shot `source` are looked up beside the file."""
+    """The task of a YAML or JSON file, or the shipped one of that name.
+
+    Its `data` and few-shot `source` are looked up beside the file; those of shipped tasks in the folder TILTH_DATA.
+    """
+    shipped = shipped_tasks().get(str(path)) if not Path(path).exists() else None
+    path = shipped or path
+    place = read_folder(str(path)) if shipped else None
     values = read_mapping(path)
     few_shot = values.get("few_shot")
     if isinstance(values.get("data"), str):
-        values["data"] = beside(path, values["data"])
+        values["data"] = beside(path, values["data"], place)
     if isinstance(few_shot, dict) and isinstance(few_shot.get("source"), str):
-        values["few_shot"] = few_shot | {"source": beside(path, few_shot["source"])}
+        values["few_shot"] = few_shot | {"source": beside(path, few_shot["source"], place)}
     where = Path(path).name
     return parse(OneOf(Task, TASKS).resolve(values, where), values, where)

@@ -101,9 +101,12 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
 
 
 def named_tasks(tasks: Sequence[str]) -> list[Any]:
-    """Tasks as the command line names them: task files by their path, all others by kind."""
+    """Tasks as the command line names them: task files by their path, shipped ones by name, all others by kind."""
     from tilth.evaluate import EvaluateConfig
-    named = [{"kind": "file", "path": task} if task.endswith((".yaml", ".yml", ".json")) else task for task in tasks]
+    from tilth.evaluate.rows import shipped_tasks
+    shipped = shipped_tasks()
+    named = [{"kind": "file", "path": task} if task in shipped or task.endswith((".yaml", ".yml", ".json")) else task
+             for task in tasks]
     return parse(EvaluateConfig, {"tasks": named}, "evaluate").tasks
 
 
