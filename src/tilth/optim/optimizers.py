@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -41,10 +41,18 @@ class OptimizerConfig(Config):
     """`build(groups) -> torch.optim.Optimizer`; every group carries `peak_lr`, which the schedule multiplies."""
 
     kind: str = ""
-    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(3e-3, description="peak learning rate; auto: by a law")
     weight_decay: float = Field(0.1, ge=0)
     lr_scale: dict[str, float] = Field(default_factory=dict, description="a factor of lr for a group, by its name")
     group_decay: dict[str, float] = Field(default_factory=dict, description="the weight decay of a group, by its name")
+
+    @property
+    def rate(self) -> float:
+        """`lr`, once it is a number."""
+        if self.lr == "auto":
+            raise BadInput("`optimizer.lr` is auto, which a pretrain stage settles before its first step; here it must "
+                           "be a number.")
+        return self.lr
 
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
         raise TypeError(f"{type(self).__name__} does not define build.")
@@ -60,10 +68,10 @@ class OptimizerConfig(Config):
                                    f"{nearest(name, names)} Its groups are {', '.join(names)}.")
         result = []
         for group in groups:
-            lr = self.lr * self.lr_scale.get(group.name, 1.0) * self.parametrized(group)
+            lr = self.rate * self.lr_scale.get(group.name, 1.0) * self.parametrized(group)
             decay = 0.0 if group.name in ("vectors", "embeddings") else self.weight_decay
             result.append({"params": group.parameters, "name": group.name, "lr": lr, "peak_lr": lr,
-                           "base_lr": self.lr, "weight_decay": self.group_decay.get(group.name, decay)})
+                           "base_lr": self.rate, "weight_decay": self.group_decay.get(group.name, decay)})
         return result
 
     def parametrized(self, group: ParameterGroup) -> float:
@@ -79,7 +87,7 @@ class AdamW(OptimizerConfig):
     epsilon: float = Field(1e-8, gt=0)
 
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.settings(list(groups)), lr=self.lr, betas=self.betas, eps=self.epsilon,
+        return torch.optim.AdamW(self.settings(list(groups)), lr=self.rate, betas=self.betas, eps=self.epsilon,
                                  fused=True)
 
 
@@ -108,10 +116,10 @@ class Muon(OptimizerConfig):
         parts: list[torch.optim.Optimizer] = []
         if matrices:
             on_gpu = matrices[0]["params"][0].is_cuda
-            parts.append(MatrixMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+            parts.append(MatrixMuon(matrices, lr=self.rate, momentum=self.momentum, weight_decay=self.weight_decay,
                                     dtype=torch.bfloat16 if on_gpu else torch.float32))
         if rest:
-            parts.append(torch.optim.AdamW(rest, lr=self.lr, betas=self.betas, eps=self.epsilon, fused=True))
+            parts.append(torch.optim.AdamW(rest, lr=self.rate, betas=self.betas, eps=self.epsilon, fused=True))
         return Several(parts)
 
 

@@ -23,7 +23,7 @@ from tilth.train.checkpoint import Checkpoints, load_state
 if TYPE_CHECKING:
     from tilth.stages.pretrain import PretrainStage
 
-BEGINNING = {"first_step": 0, "first_row": 0, "tokens_before": 0.0}  # of a stage that does not branch
+BEGINNING: dict[str, Any] = {"first_step": 0, "first_row": 0, "tokens_before": 0.0, "advice": None}  # without a branch
 
 
 class BranchFrom(Config):
@@ -55,7 +55,7 @@ class Branch:
         """Steps, positions and rows of the stream before the branch's own."""
         rows = (self.step - self.decided["first_step"]) * self.decided["rows"]
         goes_on = self._same("input", "length")
-        return {"first_step": self.step, "first_row": self.decided["first_row"] + rows if goes_on else 0,
+        return {**BEGINNING, "first_step": self.step, "first_row": self.decided["first_row"] + rows if goes_on else 0,
                 "tokens_before": self.decided["tokens_before"] + rows * self.fields["length"]}
 
     def origin(self, stream: PackedStream, optimizers: dict[str, torch.optim.Optimizer], drawn: Path) -> dict[str, Any]:

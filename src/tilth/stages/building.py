@@ -33,6 +33,14 @@ class Budget(Config):
             raise ValueError("give at least one of tokens, epochs, steps, flops, minutes")
         return self
 
+    def in_tokens(self, batch_tokens: float, flops_per_token: float, pool_tokens: int | None,
+                  seconds_per_step: float | None) -> float:
+        """Tokens of the run, not rounded to whole steps; at least those of a step."""
+        limits = [self.steps and self.steps * batch_tokens, self.tokens, self.flops and self.flops / flops_per_token,
+                  self.epochs and pool_tokens and self.epochs * pool_tokens,
+                  self.minutes and seconds_per_step and 60 * self.minutes / seconds_per_step * batch_tokens]
+        return max(min((float(limit) for limit in limits if limit), default=batch_tokens), batch_tokens)
+
     def in_steps(self, batch_tokens: int, flops_per_step: float, pool_tokens: int | None,
                  seconds_per_step: float | None) -> int:
         """The number of optimizer steps, at least 1."""
@@ -66,7 +74,7 @@ class Probe:
     update_seconds: float
     row_bytes: int
 
-    def seconds_per_step(self, rows: int) -> float:
+    def seconds_per_step(self, rows: float) -> float:
         return rows / self.micro_rows * self.micro_seconds + self.update_seconds
 
 
@@ -83,7 +91,7 @@ def probe_speed(learner: Learner, optimizer_config: OptimizerConfig, batch: Batc
                 device: torch.device, repeats: int = 4) -> Probe:
     """Time a few steps on `batch`. The learner's weights move: probe one that is thrown away."""
     update = learner.updates[0]
-    optimizer = optimizer_config.build(learner.parameter_groups(update))
+    optimizer = optimizer_config.model_copy(update={"lr": 1e-3}).build(learner.parameter_groups(update))
     rows = batch["unit_id"].shape[0]
     micro, stepping = [], []
     weights = {parameter.untyped_storage().data_ptr() for parameter in learner.modules.parameters()}

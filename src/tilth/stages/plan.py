@@ -8,6 +8,7 @@ from tilth.models.config import ModelConfig
 from tilth.recipe.console import duration, quantity
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
+from tilth.stages.advice import advice_for, advice_lines, settled, wants_advice
 from tilth.stages.building import Probe, probe_speed, random_batch
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Hardware, Recipe
@@ -32,21 +33,27 @@ def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, ha
     learner = stage.learner(vocabulary, recipe.seed)
     learner.to(device)
     config: ModelConfig = learner.modules["model"].config  # type: ignore[assignment, union-attr]
-    rows = max(1, min(stage.rows, PROBE_TOKENS // stage.length))
+    rows = max(1, PROBE_TOKENS // stage.length)
+    rows = rows if stage.batch_tokens == "auto" else min(stage.rows, rows)
     probe = probe_speed(learner, stage.optimizer, random_batch(vocabulary, rows, stage.length, device), precision,
                         device)
     micro = hardware.micro_rows or rows
+    advice = advice_for(stage, config, pool_tokens, lambda batch: probe.seconds_per_step(batch / stage.length))
+    if wants_advice(stage):
+        stage = settled(stage, advice)
     seconds = probe.seconds_per_step(stage.rows)
     flops = (learner.flops_per_row or 0.0) * stage.rows
-    steps = stage.budget.in_steps(stage.batch_tokens, flops or 1.0, pool_tokens, seconds)
+    batch = stage.rows * stage.length
+    steps = stage.budget.in_steps(batch, flops or 1.0, pool_tokens, seconds)
     peak = matmul_peak(device, precision)
     return {"stage": name, "parameters": config.parameters(),
             "parameters_non_embedding": config.parameters(embeddings=False), "vocabulary": vocabulary,
-            "pool_tokens": pool_tokens, "steps": steps, "tokens": steps * stage.batch_tokens,
-            "epochs": steps * stage.batch_tokens / pool_tokens if pool_tokens else None,
-            "flops": steps * flops, "seconds": steps * seconds, "tokens_per_second": stage.batch_tokens / seconds,
+            "pool_tokens": pool_tokens, "steps": steps, "tokens": steps * batch,
+            "epochs": steps * batch / pool_tokens if pool_tokens else None,
+            "flops": steps * flops, "seconds": steps * seconds, "tokens_per_second": batch / seconds,
             "utilisation": flops / seconds / peak, "memory": memory(config.parameters(), probe, micro),
-            "memory_total": memory_total(device), "device": str(device), "precision": precision}
+            "memory_total": memory_total(device), "device": str(device), "precision": precision,
+            "lr": stage.optimizer.rate, "batch_tokens": batch, "advice": advice, "recipe": recipe.name}
 
 
 def data_facts(recipe: Recipe, stage: PretrainStage, folder: Path) -> tuple[int, int | None]:
@@ -80,6 +87,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"embeddings), vocabulary {plan['vocabulary']}",
         f"  data        {known}",
         f"  training    {plan['steps']} steps, {quantity(plan['tokens'])} tokens{epochs}",
+        f"  chosen      peak rate {plan['lr']:.3g}, {quantity(plan['batch_tokens'])} tokens a step",
+        "  advised     " + "\n              ".join(advice_lines(plan["advice"], plan["recipe"], plan["stage"])),
         f"  compute     {quantity(plan['flops'], 'FLOP')} at {100 * plan['utilisation']:.0f} % of the measured "
         f"matrix-product peak",
         f"  memory      {quantity(sum(parts.values()), 'B')} of {quantity(plan['memory_total'], 'B')}: "

@@ -1,7 +1,7 @@
 """The stage that trains: pool and policy into a stream, model and objective into a learner, both into the loop."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,8 +19,10 @@ from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.recipe.frame import Config, one_of
 from tilth.select.policy import PolicyConfig
 from tilth.select.probe import Probe
+from tilth.stages.advice import advice_for, settled, tell, wants_advice
 from tilth.stages.branching import BEGINNING, Branch, BranchFrom
 from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
+from tilth.stages.building import Probe as SpeedProbe
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
 from tilth.stages.stage import Context, Stage
@@ -48,7 +50,8 @@ class CheckpointConfig(Config):
 class PretrainStage(Stage):
     """Train a model on the pool of the stage `input`.
 
-    length: positions of a row; batch_tokens: positions of a step, a multiple of length; start_from: a Llama-family
+    length: positions of a row; batch_tokens: positions of a step, a multiple of length, or auto (like optimizer.lr:
+    settled by the advisor before step 0, and written down in budget.json); start_from: a Llama-family
     folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
     branch_from: a kept checkpoint of another pretrain stage to go on from, for a budget of its own;
     held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text.
@@ -65,7 +68,7 @@ class PretrainStage(Stage):
     optimizer: OptimizerChoice = AdamW()
     schedule: ScheduleChoice = Cosine()
     length: int = Field(1024, ge=2)
-    batch_tokens: int = Field(32768, ge=2)
+    batch_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] = 32768
     budget: Budget
     clip: float | None = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -83,6 +86,8 @@ class PretrainStage(Stage):
 
     @property
     def rows(self) -> int:
+        if self.batch_tokens == "auto":
+            raise BadInput("`batch_tokens` is auto, which the stage settles before its first step.")
         if self.batch_tokens % self.length:
             raise BadInput(f"`batch_tokens` ({self.batch_tokens}) must be a multiple of `length` ({self.length}).")
         return self.batch_tokens // self.length
@@ -124,18 +129,32 @@ class Pretraining:
         """Steps and micro-batch: worked out once, before step 0, written down, and kept by every resumption."""
         path = self.context.folder / "budget.json"
         if path.exists():
-            return {**BEGINNING, **read_json(path)}
+            decided = {**BEGINNING, **read_json(path)}
+            if decided["advice"] is not None:
+                self.stage = settled(self.stage, decided["advice"])
+            return decided
+        advice = self._advice() if wants_advice(self.stage) else None
         stage, rows = self.stage, self.stage.rows
         micro = self.context.hardware.micro_rows or largest_micro_batch(
             self.learner, self._plain_stream(), rows, self.precision, self.device)
         seconds = self._probe(micro) if stage.budget.minutes else None
         flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
         tokens = len(self.pool.values("tokens"))
-        steps = stage.budget.in_steps(stage.batch_tokens, flops, tokens, seconds)
-        decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * stage.batch_tokens,
-                   "seconds_per_step_probed": seconds, **(self.branch.beginning() if self.branch else BEGINNING)}
+        steps = stage.budget.in_steps(rows * stage.length, flops, tokens, seconds)
+        beginning = self.branch.beginning() if self.branch else BEGINNING
+        decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * rows * stage.length,
+                   "seconds_per_step_probed": seconds, **beginning, "advice": advice}
         write_json(path, decided)
         return decided
+
+    def _advice(self) -> dict[str, Any]:
+        """Settle what the recipe left to the advisor."""
+        probe = self._short_probe() if self.stage.budget.minutes else None
+        advice = advice_for(self.stage, self.model.config, len(self.pool.values("tokens")), lambda batch:
+                            probe.seconds_per_step(batch / self.stage.length) if probe else 0.0)
+        self.stage = settled(self.stage, advice)
+        tell(advice, self.context.run.name, self.context.folder.name)
+        return advice
 
     def _plain_stream(self) -> PackedStream:
         """Rows like those of the run, from a policy that asks nobody: for measuring, before there is a probe."""
@@ -144,11 +163,13 @@ class Pretraining:
 
     def _probe(self, micro: int) -> float:
         """Seconds of a step, from a learner that is thrown away."""
+        return self._short_probe(micro).seconds_per_step(self.stage.rows)
+
+    def _short_probe(self, micro: int = 1) -> SpeedProbe:
         spare = self.stage.learner(self.pool.vocab_size, 0)
         spare.to(self.device)
         batch = random_batch(self.pool.vocab_size, micro, self.stage.length, self.device)
-        probe = probe_speed(spare, self.stage.optimizer, batch, self.precision, self.device)
-        return probe.seconds_per_step(self.stage.rows)
+        return probe_speed(spare, self.stage.optimizer, batch, self.precision, self.device)
 
     def loop(self) -> Loop:
         """The loop of this stage, ready to run (or to be stepped, by benchmarks and tests)."""
