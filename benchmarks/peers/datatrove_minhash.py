@@ -1,4 +1,4 @@
-"""Run by benchmarks/duplicates.py in datatrove's own environment: its four MinHash jobs one after the other, in one process.
+"""datatrove's four MinHash jobs, one after the other in one process of datatrove's own environment.
 
     python datatrove_minhash.py INPUT.jsonl FOLDER   ->   last line: JSON with CPU-seconds and the ids that stay
 """
@@ -37,7 +37,10 @@ def main() -> None:
     start = time.process_time()
     run(*sys.argv[1:])
     seconds = time.process_time() - start
-    ids = [json.loads(line)["id"] for path in glob.glob(f"{sys.argv[2]}/kept/*.gz") for line in gzip.open(path)]
+    ids = []
+    for path in glob.glob(f"{sys.argv[2]}/kept/*.gz"):
+        with gzip.open(path) as file:
+            ids += [json.loads(line)["id"] for line in file]
     print(json.dumps({"cpu_seconds": seconds, "kept": ids}))
 
 
