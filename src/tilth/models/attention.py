@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tilth.models.cache import Cache
 from tilth.models.config import Pattern, TransformerConfig
 from tilth.models.norms import RMSNorm
+from tilth.models.parametrization import factors
 from tilth.models.rotary import Rotation, rotate
 
 
@@ -95,6 +96,7 @@ class Attention(nn.Module):
         super().__init__()
         s, bias = config.sizes(), config.biases
         self.head_width = s.head_width
+        self.query_factor = factors(config).query
         self.query = nn.Linear(config.width, s.heads * s.head_width, bias=bias)
         self.key = nn.Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
         self.value = nn.Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
@@ -109,6 +111,8 @@ class Attention(nn.Module):
         q = self._heads(self.query(x_BLD), self.query_norm)
         k = self._heads(self.key(source), self.key_norm)
         v = self._heads(self.value(source), None)
+        if self.query_factor != 1:
+            q = q * self.query_factor
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:

@@ -10,6 +10,7 @@ from tilth.models.attention import Attention, Sight
 from tilth.models.cache import Cache
 from tilth.models.config import TransformerConfig
 from tilth.models.norms import build_norm
+from tilth.models.parametrization import factors
 from tilth.models.rotary import Rotation
 
 
@@ -47,6 +48,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         self.layer = layer
+        self.factor = factors(config).residual
         sizes = config.sizes()
         self.attention_norm = build_norm(config)
         self.attention = Attention(config)
@@ -59,7 +61,12 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None = None,
                 memory_BSD: Tensor | None = None, memory_seen: Sight | None = None) -> Tensor:
         """The residual stream after this layer, (B, L, D)."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), seen, rotation, cache=cache, layer=self.layer)
+        branch = self.attention(self.attention_norm(x_BLD), seen, rotation, cache=cache, layer=self.layer)
+        x_BLD = self._add(x_BLD, branch)
         if memory_BSD is not None and memory_seen is not None:
-            x_BLD = x_BLD + self.cross_attention(self.cross_attention_norm(x_BLD), memory_seen, memory_BSD=memory_BSD)
-        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+            branch = self.cross_attention(self.cross_attention_norm(x_BLD), memory_seen, memory_BSD=memory_BSD)
+            x_BLD = self._add(x_BLD, branch)
+        return self._add(x_BLD, self.feed_forward(self.feed_forward_norm(x_BLD)))
+
+    def _add(self, x_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
+        return x_BLD + branch_BLD if self.factor == 1 else x_BLD + self.factor * branch_BLD

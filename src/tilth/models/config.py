@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from tilth.models.parametrization import MuP
 from tilth.recipe import BadInput, Config
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TransformerConfig(ModelConfig):
     memory_width: int | None = Field(None, ge=1, description="width of what cross-attention reads; default: width")
     init_std: float | None = Field(None, gt=0)
     init_depth_scale: bool = Field(True, description="divide the std of residual outputs by sqrt(residual branches)")
+    mup: MuP | None = Field(None, description="muP instead of the standard parametrization")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -106,9 +108,13 @@ class TransformerConfig(ModelConfig):
         """Residual branches of the whole stack: two a layer, three with cross-attention."""
         return self.layers * (3 if self.cross_attention else 2)
 
-    def std(self) -> float:
-        """Standard deviation of the initial weights."""
-        return self.init_std or (2 / (5 * self.width)) ** 0.5
+    def std(self, embedding: bool = False) -> float:
+        """Standard deviation of the initial weights of hidden matrices, or of tables and the output matrix, which under
+        muP keep that of the base width."""
+        if self.mup is None:
+            return self.init_std or (2 / (5 * self.width)) ** 0.5
+        base = self.init_std or (2 / (5 * self.mup.base_width)) ** 0.5
+        return base if embedding else base * (self.mup.base_width / self.width) ** 0.5
 
     def build(self) -> "Transformer":
         """The module on the default device, uninitialised: call `initialize(seed)` or load a state."""

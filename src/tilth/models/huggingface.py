@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tilth.models.config import TransformerConfig
 from tilth.models.llama_config import config_from_llama, llama_config
+from tilth.models.parametrization import fold
 from tilth.models.transformer import Transformer
 from tilth.recipe import BadInput
 from tilth.recipe.files import fsync_folder, read_json, write_bytes, write_json
@@ -54,11 +55,12 @@ def export_llama(model: Transformer, folder: Path | str, *, tokenizer_json_path:
     """Write a folder that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load.
 
     `end_of_text`: the token that begins and ends documents, as text; it must be in the tokenizer.
-    `dtype`: float32, bfloat16 or float16, the type of the stored weights.
+    `dtype`: float32, bfloat16 or float16, the type of the stored weights. Factors of muP are folded into weights.
     Raises BadInput, naming the field, if a model is not a Llama; nothing is written then.
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype is '{dtype}'; choose one of {', '.join(DTYPES)}.")
+    model = fold(model)
     tokenizer = None if tokenizer_json_path is None else read_json(tokenizer_json_path)
     end_id = None if end_of_text is None else _token_id(tokenizer, end_of_text, tokenizer_json_path)
     config = llama_config(model.config, dtype, end_id)

@@ -18,6 +18,7 @@ from tilth.models.blocks import Block
 from tilth.models.cache import Cache, no_grad_needed
 from tilth.models.config import TransformerConfig
 from tilth.models.norms import build_norm
+from tilth.models.parametrization import factors
 from tilth.models.rotary import rotation
 from tilth.recipe import BadInput
 
@@ -28,6 +29,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.factors = factors(config)
         sizes = config.sizes()
         self.embedding = nn.Embedding(sizes.vocabulary, config.width)
         if config.positions == "learned":
@@ -71,6 +73,8 @@ class Transformer(nn.Module):
             positions = torch.arange(past, past + x_BLD.shape[1], device=x_BLD.device)[None]
         if self.config.positions == "learned":
             x_BLD = x_BLD + self.position_embedding(positions)
+        if self.factors.embedding != 1 and tokens is not None:
+            x_BLD = x_BLD * self.factors.embedding
         x_BLD = x_BLD.to(compute_dtype(x_BLD))
         seen = sight(self.config.attention, segments, prefix, x_BLD.shape[1], past, x_BLD.device)
         turn = None
@@ -81,7 +85,8 @@ class Transformer(nn.Module):
             x_BLD = block(x_BLD, seen, turn, cache, memory, memory_seen)
         if cache is not None:
             cache.advance(x_BLD.shape[1])
-        return self.norm(x_BLD)
+        x_BLD = self.norm(x_BLD)
+        return x_BLD if self.factors.output == 1 else x_BLD * self.factors.output
 
     def head(self, hidden_BLD: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -107,12 +112,17 @@ class Transformer(nn.Module):
             if parameter.dim() < 2:
                 parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
                 continue
-            std = self.config.std()
+            std = self.config.std(embedding="embedding" in name)
             if self.config.init_depth_scale and name.endswith(("attention.out.weight", "down.weight")):
                 std /= self.config.branches() ** 0.5
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             parameter.copy_(drawn.normal_(0.0, std, generator=named_generator(seed, name)))
         return self
+
+    def rate_factors(self) -> dict[str, float]:
+        """What the parametrization makes of the rates of parameter groups, by name."""
+        mup = self.config.mup
+        return {} if mup is None else {"matrices": mup.base_width / self.config.width}
 
     def _embed(self, tokens: Tensor | None, embeddings: Tensor | None) -> Tensor:
         if (tokens is None) == (embeddings is None):

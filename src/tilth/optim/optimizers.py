@@ -1,6 +1,6 @@
 """Optimizers over named parameter groups, and how the parameters of a model fall into groups."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,10 @@ def group_parameters(module: nn.Module) -> list[ParameterGroup]:
         is_embedding = id(parameter) in embeddings or name.split(".")[-2:-1] in (["unembedding"], ["lm_head"])
         kind = "embeddings" if is_embedding else "matrices" if parameter.ndim >= 2 else "vectors"
         groups[kind].append(parameter)
-    return [ParameterGroup(name, parameters) for name, parameters in groups.items() if parameters]
+    rate_factors: Callable[[], dict[str, float]] = getattr(module, "rate_factors", dict)
+    factors = rate_factors()
+    return [ParameterGroup(name, parameters, factors.get(name, 1.0)) for name, parameters in groups.items()
+            if parameters]
 
 
 class OptimizerConfig(Config):
@@ -103,6 +106,11 @@ class Muon(OptimizerConfig):
     epsilon: float = Field(1e-8, gt=0)
     momentum: float = Field(0.95, ge=0, lt=1)
     matrix_lr_scale: float = Field(1.0, gt=0)
+
+    def parametrized(self, group: ParameterGroup) -> float:
+        """muP asks of an update a spectral norm that does not grow with the width. Adam's grows like m = width / base,
+        hence rate / m; an orthogonal update times sqrt(max(rows, columns)) like sqrt(m), hence rate / sqrt(m)."""
+        return group.rate_factor**0.5 if group.name == "matrices" else group.rate_factor
 
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
         settings = self.settings(list(groups))
