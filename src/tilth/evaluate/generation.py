@@ -75,15 +75,21 @@ def write(scorer: Scorer, prompts: Sequence[str], max_tokens: int, stop: Sequenc
                        f"positions; lower `max_tokens`.")
     tokens = [np.concatenate([[end], ids[-(room - 1):] if room > 1 else ids[:0]]).astype(np.int64)
               for ids in tokenizer.encode_batch(list(prompts))]
+    return write_after(scorer.likelihood, tokenizer, tokens, max_tokens, stop)
+
+
+def write_after(likelihood: Likelihood, tokenizer: Any, prompts: Sequence[np.ndarray], max_tokens: int,
+                stop: Sequence[str]) -> list[str]:
+    """What greedy decoding writes after each prompt of token ids, in batches of prompts of one length."""
     by_length: dict[int, list[int]] = defaultdict(list)
-    for number, ids in enumerate(tokens):
+    for number, ids in enumerate(prompts):
         by_length[len(ids)].append(number)
     written = [""] * len(prompts)
     for length, numbers in sorted(by_length.items(), reverse=True):
-        rows = max(1, scorer.likelihood.batch_tokens // (length + max_tokens))
+        rows = max(1, likelihood.batch_tokens // (length + max_tokens))
         for start in range(0, len(numbers), rows):
             part = numbers[start : start + rows]
-            texts = _greedy(scorer.likelihood, tokenizer, np.stack([tokens[one] for one in part]), max_tokens, stop)
+            texts = _greedy(likelihood, tokenizer, np.stack([prompts[one] for one in part]), max_tokens, stop)
             for number, text in zip(part, texts, strict=True):
                 written[number] = text
     return written

@@ -233,7 +233,8 @@ TASKS: dict[str, type[Config] | str] = {
     "multiple_choice": MultipleChoice, "cloze": Cloze, "minimal_pair": MinimalPair, "file": TaskFile,
     "held_out_cloze": "tilth.evaluate.continuation:HeldOutCloze",
     "generation": "tilth.evaluate.generation:Generation", "answer_bits": "tilth.evaluate.generation:AnswerBits",
-    "classification": "tilth.evaluate.features:Classification", "retrieval": "tilth.evaluate.features:Retrieval"}
+    "classification": "tilth.evaluate.features:Classification", "retrieval": "tilth.evaluate.features:Retrieval",
+    "lm_eval": "tilth.evaluate.harness:HarnessTask"}
 TaskChoice = one_of(Task, TASKS)
 
 
