@@ -11,6 +11,9 @@ from tilth.evaluate.tasks import TASKS
 from tilth.models import MODELS
 from tilth.objectives import OBJECTIVES
 from tilth.optim import OPTIMIZERS, SCHEDULES
+from tilth.recipe.errors import BadInput
+from tilth.recipe.frame import Config, OneOf, nearest
+from tilth.report import text_table
 from tilth.select.policy import MIXTURES, SELECTORS, WEIGHERS
 from tilth.stages.stage import STAGES
 
@@ -19,3 +22,15 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "model": MODELS, "objective": OBJECTIVES,
     "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS,
 }
+
+
+def list_choices(what: str | None) -> str:
+    """A table of kinds: what, name, the first sentence of its documentation."""
+    if what is not None and what not in CHOICES:
+        raise BadInput(f"'{what}' is no choice{nearest(what, CHOICES)} There are {', '.join(CHOICES)}.")
+    rows = []
+    for group, known in CHOICES.items():
+        for name in known if what in (None, group) else ():
+            cls = OneOf(Config, known).resolve({"kind": name}, group)
+            rows.append([group, name, " ".join((cls.__doc__ or "").split("\n\n")[0].split())])
+    return text_table(rows, ["choice", "kind", "what it does"], widest=100)

@@ -186,7 +186,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="One method: all tha
 @app.command()
 def choices(what: Annotated[str | None, typer.Argument(help="stage, rule, selector, optimizer ...")] = None) -> None:
     """Every kind that a recipe can name, with what it does."""
-    from tilth.stages.commands import list_choices
+    from tilth.choices import list_choices
     print(list_choices(what))
 
 

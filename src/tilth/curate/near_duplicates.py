@@ -41,7 +41,9 @@ class NearDuplicates(CorpusRule):
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "NearDuplicates":
-        given = self.model_fields_set
+        # By value, not by what was spelled out: a dumped recipe spells out everything.
+        given = {name for name in ("bands", "rows", "permutations")
+                 if getattr(self, name) != type(self).model_fields[name].default}
         if self.threshold is not None and given & {"bands", "rows"}:
             raise ValueError("give either `threshold` (and `permutations`) or `bands` and `rows`, not both")
         if self.threshold is None and "permutations" in given:

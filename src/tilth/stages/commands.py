@@ -11,7 +11,7 @@ import yaml
 from tilth.recipe.console import say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import write_bytes, write_json
-from tilth.recipe.frame import nearest, parse
+from tilth.recipe.frame import parse
 from tilth.stages.load import load_recipe
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Context, Hardware, Recipe
@@ -217,18 +217,3 @@ def _range(steps: str) -> tuple[int, int]:
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise BadInput(f"--steps is '{steps}'; give first:last with first below last, such as 800:900.")
     return int(first), int(last)
-
-
-def list_choices(what: str | None) -> str:
-    """A table of kinds: what, name, the first sentence of its documentation."""
-    from tilth.choices import CHOICES
-    from tilth.recipe.frame import Config, OneOf
-    from tilth.report import text_table
-    if what is not None and what not in CHOICES:
-        raise BadInput(f"'{what}' is no choice{nearest(what, CHOICES)} There are {', '.join(CHOICES)}.")
-    rows = []
-    for group, known in CHOICES.items():
-        for name in known if what in (None, group) else ():
-            cls = OneOf(Config, known).resolve({"kind": name}, group)
-            rows.append([group, name, " ".join((cls.__doc__ or "").split("\n\n")[0].split())])
-    return text_table(rows, ["choice", "kind", "what it does"], widest=100)
