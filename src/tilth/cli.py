@@ -164,6 +164,19 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Folders of two or m
 
 
 @app.command()
+def trial(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE... [KEY=VALUE]...", help="Recipes of "
+                             "different names, the baseline first; changes apply to all.")],
+          seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe; 5 or more for a verdict.")] = 5,
+          flops: Annotated[float | None, typer.Option(help="Budget of a run (default: what the baseline's own budget "
+                                                           "takes).")] = None,
+          folder: Folder = None, device: Device = "auto", micro_rows: MicroRows = None, workers: Workers = 1,
+          as_json: Json = False) -> None:
+    """Recipes at equal FLOPs, choosing included, over equal seeds: one table with paired intervals, one plot."""
+    from tilth.trial.trial import run_trial
+    _finish(as_json, run_trial(recipes, seeds, folder, _hardware(device, micro_rows, workers), flops, _command()))
+
+
+@app.command()
 def trace(run: Annotated[Path, typer.Argument(help="A run's folder, or its pretrain stage.")],
           steps: Annotated[str, typer.Option(help="First:last step, for example 800:900 (the last is not shown).")],
           output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all of it as Parquet.")] = None,

@@ -26,14 +26,14 @@ def run_named(name: str, changes: Sequence[str], folder: Path | None, hardware: 
     """Run a recipe by name, whole or only its stages of kind `only` and what they read."""
     recipe = load_recipe(name, changes)
     if only is not None:
-        recipe = _up_to(recipe, only)
+        recipe = up_to(recipe, only)
     folder = folder or default_folder(recipe)
     summaries = run_recipe(recipe, folder, hardware, new, command)
     say(f"report: {folder / 'report.html'}")
     return {"folder": str(folder), "stages": summaries}
 
 
-def _up_to(recipe: Recipe, kind: str) -> Recipe:
+def up_to(recipe: Recipe, kind: str) -> Recipe:
     """The recipe cut to its stages of `kind` and all that they read."""
     wanted = [name for name, stage in recipe.stages.items() if stage.kind == kind]
     if not wanted:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from tilth.data.pool import Pool
 from tilth.data.tokenize import DocumentTexts
-from tilth.evaluate import EvaluateConfig, evaluate_model
+from tilth.evaluate import EvaluateConfig
+from tilth.evaluate.evaluate import measure
 from tilth.models import generate
 from tilth.recipe.console import quantity, say
 from tilth.recipe.files import read_json, write_json
@@ -44,9 +45,12 @@ class EvaluateStage(EvaluateConfig, Stage):
         config = EvaluateConfig(**{key: getattr(self, key) for key in EvaluateConfig.model_fields})
         if config.length is None:
             config = config.model_copy(update={"length": trained["length"]})
-        results = evaluate_model(model, tokenizer, length=max(model.config.context, trained["length"]), config=config,
-                                 held_out=held_out, held_out_texts=held_texts, train_texts=texts)
+        found = measure(model, tokenizer, length=max(model.config.context, trained["length"]), config=config,
+                        held_out=held_out, held_out_texts=held_texts, train_texts=texts)
+        results = found.results
         write_json(context.folder / "results.json", results)
+        write_json(context.folder / "items.json", {  # one number a document or question: what a paired test needs
+            task: {name: values.tolist() for name, values in parts.items()} for task, parts in found.items.items()})
         write_json(context.folder / "samples.json", self._samples(model, tokenizer))
         for line in verdict(results):
             say(line)

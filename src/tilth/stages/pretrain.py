@@ -29,6 +29,7 @@ from tilth.stages.stage import Context, Stage
 from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
 from tilth.train.device import matmul_peak, peak_memory, pick_device, resolve_precision
 from tilth.train.micro import largest_micro_batch
+from tilth.train.stability import Stability
 
 
 class CheckpointConfig(Config):
@@ -71,6 +72,7 @@ class PretrainStage(Stage):
     batch_tokens: Annotated[int, Field(ge=2)] | Literal["auto"] = 32768
     budget: Budget
     clip: float | None = Field(1.0, gt=0)
+    stability: Stability | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     held_out_every: float = Field(0.1, gt=0)
     held_out_tokens: int = Field(32768, ge=1)
@@ -140,7 +142,8 @@ class Pretraining:
         seconds = self._probe(micro) if stage.budget.minutes else None
         flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
         tokens = len(self.pool.values("tokens"))
-        steps = stage.budget.in_steps(rows * stage.length, flops, tokens, seconds)
+        steps = stage.budget.in_steps(rows * stage.length, flops, tokens, seconds, lambda count: (
+            self.policy.planned_flops(count, rows, stage.length, self.learner.flops_per_row or 0.0)))
         beginning = self.branch.beginning() if self.branch else BEGINNING
         decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * rows * stage.length,
                    "seconds_per_step_probed": seconds, **beginning, "advice": advice}
@@ -190,6 +193,7 @@ class Pretraining:
                     MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
                     [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics])
         loop.go_on = self.context.command or loop.go_on
+        loop.judge = stage.stability.build() if stage.stability else None
         if self.branch is not None and not loop.checkpoints.steps():
             loop.origin = self.branch.origin(self.stream, optimizers, folder / "drawn")
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend))
