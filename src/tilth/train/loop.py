@@ -33,6 +33,19 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Judge(Protocol):
+    """Decides whether an update that was worked out may be taken; see `tilth.train.stability`. It may put the learner
+    and the optimizers back to an earlier state, but not the stream."""
+
+    def allows(self, loop: "Loop", update: str, loss: float, gradient_norm: float) -> bool: ...
+
+    def figures(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 Hook = Callable[["Loop"], dict[str, Any] | None]
 Figures = Callable[[], dict[str, float]]
 
@@ -92,6 +105,7 @@ class Loop:
         self.at = Progressed()
         self.go_on = "run the same command again"
         self.origin: dict[str, Any] | None = None  # the state to begin from where there is no checkpoint yet
+        self.judge: Judge | None = None
 
     def run(self) -> Progressed:
         self.restore()
@@ -138,7 +152,8 @@ class Loop:
         at = self.at
         self.at = Progressed(at.step + 1, at.tokens + tokens, at.flops + sum(value or 0.0 for value in flops),
                              at.seconds + seconds, at.cpu_seconds + time.process_time() - cpu_start)
-        more = {name: value for figures in self.figures for name, value in figures().items()}
+        judged = [] if self.judge is None else [self.judge.figures]
+        more = {name: value for figures in [*self.figures, *judged] for name, value in figures().items()}
         return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padding(batches), **more}
 
     def spend(self, flops: float) -> None:
@@ -174,14 +189,20 @@ class Loop:
         parameters = [p for group in self.optimizers[update].param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
         loss = sums.pop("loss") / max(sums["count"], 1.0)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise RunFailed(f"Step {self.at.step + 1} diverged (loss {loss}, gradient norm {norm}). The weights before "
-                            f"it are in the newest checkpoint; lower the learning rate, or train in fp32.")
-        self.optimizers[update].step()
+        if self._allowed(update, loss, norm):
+            self.optimizers[update].step()
         self.optimizers[update].zero_grad(set_to_none=True)
         name = "" if update == self.learner.updates[0] else f"{update}_"
         terms = {f"{name}{key}": value for key, value in sums.items() if name == "" or key != "count"}
         return {f"{name}loss": loss, f"{name}gradient_norm": norm, **terms}
+
+    def _allowed(self, update: str, loss: float, norm: float) -> bool:
+        """Whether to take the step: the judge's word if there is one; without, what is not finite ends the run."""
+        allowed = self.judge is None or self.judge.allows(self, update, loss, norm)
+        if allowed and not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunFailed(f"Step {self.at.step + 1} diverged (loss {loss}, gradient norm {norm}). The weights before "
+                            f"it are in the newest checkpoint; lower the learning rate, or train in fp32.")
+        return allowed
 
     def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, share: float,
                     micro_batches: int, sums: dict[str, float]) -> None:
@@ -226,6 +247,8 @@ class Loop:
         state = {"at": vars(self.at), "learner": self.learner.state_dict(), "stream": self.stream.state_dict(),
                  "optimizers": {name: value.state_dict() for name, value in self.optimizers.items()},
                  "torch_rng": torch.get_rng_state()}
+        if self.judge is not None:
+            state["judge"] = self.judge.state_dict()
         return self.checkpoints.save(self.at.step, state)
 
     def restore(self) -> None:
@@ -238,6 +261,8 @@ class Loop:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             torch.set_rng_state(state["torch_rng"])
+            if self.judge is not None and "judge" in state:
+                self.judge.load_state_dict(state["judge"])
         self.metrics.cut_back(self.at.step)
 
 
