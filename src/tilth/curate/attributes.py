@@ -148,7 +148,10 @@ class UniqueLineShare(Attribute):
 
 BUILT_IN: tuple[type[Attribute], ...] = (Characters, Bytes, Words, Lines, MeanWordLength, AlphabeticShare, DigitShare,
                                          SymbolShare, WhitespaceShare, UniqueLineShare)
-ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default: cls for cls in BUILT_IN}
+ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default: cls for cls in BUILT_IN} | {
+    "gopher_quality": "tilth.curate.sets.gopher:GopherQualityMeasures",
+    "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetitionMeasures",
+}
 
 
 def find(column: str, configured: Sequence[Attribute]) -> Attribute | None:

@@ -276,6 +276,8 @@ class Normalize(DocumentRule):
 
 
 RULES: dict[str, type[Rule] | str] = {
+    "gopher_quality": "tilth.curate.sets.gopher:GopherQuality",
+    "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
     "keep": Keep,
     "drop": Drop,
     "drop_matching": DropMatching,
