@@ -37,6 +37,8 @@ class Policy:
                  stretch_units: int = STRETCH_UNITS):
         self.pool, self.seed, self.stretch_units = pool, seed, stretch_units
         self.mixture, self.selector, self.weigher = mixture, selector, weigher
+        for part in self._parts().values():
+            part.stretch_units = stretch_units
         self.tokens = pool.lengths("tokens")
         self.source = np.asarray(pool.source)
         sources = len(pool.sources)

@@ -16,14 +16,15 @@ random numbers are afterwards, bit by bit, what they were.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tilth.data.batch import Batch, build_batch, place_pieces
-from tilth.data.packing import pack
+from tilth.data.batch import Batch, Pieces, build_batch, place_pieces
+from tilth.data.packing import Packed, pack
 from tilth.objectives.loss import Loss
 from tilth.recipe import BadInput
 from tilth.select.statistics import spearman
@@ -68,7 +69,7 @@ class Probe:
             if not size:
                 raise BadInput(f"Unit {unit} has no tokens, so a step on it means nothing.")
             packed = pack(np.array([size]), min(size, self.length))
-            yield build_batch(pool, place_pieces(pool, np.array([unit]), packed), packed.rows, packed.row_length)
+            yield build_batch(pool, placed(pool, np.array([unit]), packed), packed.rows, packed.row_length)
 
     def influences(self, units: np.ndarray, reference: Sequence[Batch], order: Order = "step",
                    pool: Any = None) -> np.ndarray:
@@ -99,7 +100,7 @@ class Probe:
         pool, rows = pool or self.pool, self.settings.micro_rows
         offsets = pool.offsets("tokens")
         packed = pack(offsets[units + 1] - offsets[units], self.length)
-        pieces = place_pieces(pool, units, packed)
+        pieces = placed(pool, units, packed)
         for first in range(0, packed.rows, rows):
             last = min(first + rows, packed.rows)
             low, high = np.searchsorted(packed.row, [first, last])
@@ -173,6 +174,14 @@ class Probe:
                     module.training = mode
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
+
+
+def placed(pool: Any, units: np.ndarray, packed: Packed) -> Pieces:
+    """The pieces of packed units; where the units are a task, what is context alone is not predicted."""
+    pieces = place_pieces(pool, units, packed)
+    if not hasattr(pool, "skip"):
+        return pieces
+    return replace(pieces, skip=np.clip(pool.skip[units][packed.item] - packed.start, 0, packed.length))
 
 
 class Snapshot:

@@ -38,7 +38,12 @@ class Plan:
 
 
 class Part:
-    """The hooks that mixture, selector and weigher share; none has to be overridden."""
+    """The hooks that mixture, selector and weigher share; none has to be overridden.
+
+    stretch_units: units drawn at once (about), set by the policy.
+    """
+
+    stretch_units: int | None = None
 
     def bind(self, probe: Any) -> None:
         """Called once before the first draw, with what asks the current model about units (None: no probe)."""

@@ -1,5 +1,6 @@
 """Reference sets: what a selector measures usefulness against, kept apart from what is trained on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from tilth.recipe.frame import nearest
 
 
 class TokenArrays:
-    """Units in memory that can be packed and batched like those of a pool. values int64 (N,), offsets (U + 1,)."""
+    """Units in memory that can be packed and batched like those of a pool. values int64 (N,), offsets (U + 1,).
 
-    def __init__(self, arrays: Sequence[np.ndarray], end_of_text: int):
+    skip (U,): leading tokens of each unit that are seen but not predicted (default: none).
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], end_of_text: int, skip: Sequence[int] | None = None):
+        self.skip = np.zeros(len(arrays), np.int64) if skip is None else np.asarray(skip, np.int64)
         self._values = np.concatenate([np.asarray(one, np.int64) for one in arrays] or [np.zeros(0, np.int64)])
         self._offsets = np.concatenate([[0], np.cumsum([len(one) for one in arrays])]).astype(np.int64)
         self.end_of_text = end_of_text
@@ -39,9 +44,10 @@ class TokenArrays:
 class Reference(Config):
     """Text that stands for what the model should become good at.
 
-    path: a file or folder of any input format; without it, a share of the pool's own records (of `sources`, if given)
-    is held back: measured against, never trained on. tokens: how much of it is used, spread evenly over it. The
-    held-out text of a run is never a reference, so that its score stays unseen.
+    path: a file or folder of any input format; or a task, as JSON lines with `context` and `target`, of which the
+    target alone is predicted. Without it, a share of the pool's own records (of `sources`, if given) is held back:
+    measured against, never trained on. tokens: how much of it is used, spread evenly over it. The held-out text of a
+    run is never a reference, so that its score stays unseen.
     """
 
     path: Path | None = None
@@ -72,6 +78,12 @@ class Reference(Config):
         """The reference's units, about `tokens` tokens of them."""
         if self.path is None:
             arrays = [np.asarray(pool.get("tokens", int(unit))) for unit in np.flatnonzero(self.held_back(pool, seed))]
+        elif pairs := read_pairs(self.path):
+            contexts, targets = (pool.tokenizer().encode_batch(side) for side in zip(*pairs, strict=True))
+            whole = [np.concatenate(pair) for pair in zip(contexts, targets, strict=True)]
+            kept = spread(whole, self.tokens)
+            skip = {id(one): len(context) for one, context in zip(whole, contexts, strict=True)}
+            return TokenArrays(kept, pool.end_of_text, [skip[id(one)] for one in kept])
         else:
             arrays = tokenized(read_texts(self.path), pool)
         return TokenArrays(spread(arrays, self.tokens), pool.end_of_text)
@@ -91,6 +103,21 @@ def spread(arrays: list[np.ndarray], tokens: int) -> list[np.ndarray]:
         return arrays
     count = max(1, round(len(arrays) * tokens / total))
     return [arrays[int((place + 0.5) * len(arrays) / count)] for place in range(count)]
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """(context, target) of each line of a task in JSON lines; empty where the file is something else."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return []
+    with open(path, encoding="utf-8") as file:
+        first = json.loads(file.readline() or "{}")
+        if not isinstance(first, dict) or not {"context", "target"} <= first.keys():
+            return []
+        lines = [first, *(json.loads(line) for line in file if line.strip())]
+    for number, line in enumerate(lines, 1):
+        if not (isinstance(line.get("context"), str) and isinstance(line.get("target"), str) and line["target"]):
+            raise BadInput(f"{path}, line {number}, must have `context` and `target` as text, the target not empty.")
+    return [(line["context"], line["target"]) for line in lines]
 
 
 def read_texts(path: Path) -> list[str]:

@@ -101,4 +101,5 @@ def read_scores(path: Path, pool: Pool) -> np.ndarray:
 
 SELECTORS: dict[str, type[Config] | str] = {
     "all": All, "random": Random, "scores": Scores, "importance": "tilth.select.scored:Importance",
-    "quality": "tilth.select.scored:Quality", "perplexity": "tilth.select.perplexity:Perplexity"}
+    "quality": "tilth.select.scored:Quality", "perplexity": "tilth.select.perplexity:Perplexity",
+    "mates": "tilth.select.mates:Mates"}
