@@ -54,3 +54,10 @@ def paired_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.n
         drawn[number] = left[picked].sum() / below[picked].sum()
     tail = (1 - level) / 2
     return ratio(left, below) | {"interval": np.quantile(drawn, [tail, 1 - tail]).tolist()}
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's (1927) interval of a share: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
+    p, square = successes / n, z * z / n
+    middle, half = p + square / 2, z * np.sqrt(p * (1 - p) / n + square / (4 * n))
+    return float((middle - half) / (1 + square)), float((middle + half) / (1 + square))

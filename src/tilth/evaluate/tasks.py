@@ -234,7 +234,8 @@ TASKS: dict[str, type[Config] | str] = {
     "held_out_cloze": "tilth.evaluate.continuation:HeldOutCloze",
     "generation": "tilth.evaluate.generation:Generation", "answer_bits": "tilth.evaluate.generation:AnswerBits",
     "classification": "tilth.evaluate.features:Classification", "retrieval": "tilth.evaluate.features:Retrieval",
-    "lm_eval": "tilth.evaluate.harness:HarnessTask"}
+    "lm_eval": "tilth.evaluate.harness:HarnessTask",
+    "word_counting": "tilth.evaluate.counting.tasks:WordCounting"}
 TaskChoice = one_of(Task, TASKS)
 
 
