@@ -177,6 +177,16 @@ def trial(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE...
 
 
 @app.command()
+def sweep(recipe: RecipeName,
+          changes: Annotated[list[str], typer.Argument(metavar="KEY=A,B,C...", help="Values to try; KEY=A: for all.")],
+          seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 1, folder: Folder = None,
+          device: Device = "auto", micro_rows: MicroRows = None, workers: Workers = 1, as_json: Json = False) -> None:
+    """A small grid of a recipe, resumable cell by cell: a table, the best of each key, laws where sizes vary."""
+    from tilth.trial.sweep import run_sweep
+    _finish(as_json, run_sweep(recipe, changes, seeds, folder, _hardware(device, micro_rows, workers), _command()))
+
+
+@app.command()
 def trace(run: Annotated[Path, typer.Argument(help="A run's folder, or its pretrain stage.")],
           steps: Annotated[str, typer.Option(help="First:last step, for example 800:900 (the last is not shown).")],
           output: Annotated[Path | None, typer.Option("--output", "-o", help="Write all of it as Parquet.")] = None,

@@ -80,8 +80,9 @@ def _coefficients(logs: Array) -> tuple[float, ...]:
 
 
 def _identifies(sample: Array, logs: Array) -> bool:
-    """Whether sizes and tokens vary in a sample where they vary in all runs; a slope of it says nothing otherwise."""
-    return bool(((np.ptp(sample[:, :2], axis=0) > 1e-9) == (np.ptp(logs[:, :2], axis=0) > 1e-9)).all())
+    """Whether a sample tells the slopes over sizes and tokens apart as well as all runs do."""
+    ranks = [np.linalg.matrix_rank(rows[:, :2] - rows[:, :2].mean(0), tol=1e-6) for rows in (sample, logs)]
+    return bool(ranks[0] == ranks[1])
 
 
 def _least_squares(x: Array, y: Array) -> list[float]:

@@ -9,5 +9,9 @@ class RunFailed(Exception):
     """The work itself went wrong (not the input): says what, and what was kept. Exit code 1."""
 
 
+class Diverged(RunFailed):
+    """Training left the numbers, or spiked again and again: the recipe's fault, not the machine's."""
+
+
 class Interrupted(Exception):
     """Stopped on request after a clean checkpoint: says how to go on. Exit code 130."""

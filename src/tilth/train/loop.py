@@ -13,7 +13,7 @@ from torch import Tensor
 from tilth.objectives.loss import Batch
 from tilth.optim.schedules import Moment, Schedule
 from tilth.recipe.console import Progress, quantity
-from tilth.recipe.errors import BadInput, Interrupted, RunFailed
+from tilth.recipe.errors import BadInput, Diverged, Interrupted, RunFailed
 from tilth.train.checkpoint import Checkpoints
 from tilth.train.device import autocast
 from tilth.train.learner import FirstPass, Learner
@@ -200,8 +200,8 @@ class Loop:
         """Whether to take the step: the judge's word if there is one; without, what is not finite ends the run."""
         allowed = self.judge is None or self.judge.allows(self, update, loss, norm)
         if allowed and not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunFailed(f"Step {self.at.step + 1} diverged (loss {loss}, gradient norm {norm}). The weights before "
-                            f"it are in the newest checkpoint; lower the learning rate, or train in fp32.")
+            raise Diverged(f"Step {self.at.step + 1} diverged (loss {loss}, gradient norm {norm}). The weights before "
+                           f"it are in the newest checkpoint; lower the learning rate, or train in fp32.")
         return allowed
 
     def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, share: float,

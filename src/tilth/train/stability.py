@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from tilth.recipe.console import say
-from tilth.recipe.errors import RunFailed
+from tilth.recipe.errors import Diverged
 from tilth.recipe.frame import Config
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ class Guard:
         self.said = f"{reason}; {done}"
         say(f"  step {loop.at.step + 1}: spike: {self.said}")
         if self.on_end > self.config.patience:
-            raise RunFailed(f"Step {loop.at.step + 1} is the {self.on_end}th spike on end ({reason}). The weights "
-                            f"before are in the newest checkpoint; lower the learning rate, look at the data of these "
-                            f"steps (tilth trace), or raise `stability.patience`.")
+            raise Diverged(f"Step {loop.at.step + 1} is the {self.on_end}th spike on end ({reason}). The weights "
+                           f"before are in the newest checkpoint; lower the learning rate, look at the data of these "
+                           f"steps (tilth trace), or raise `stability.patience`.")
 
     def _put_back(self, loop: "Loop") -> None:
         state = copied(self.snapshot)
