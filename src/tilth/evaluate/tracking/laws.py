@@ -43,9 +43,10 @@ def fit_loss_law(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray,
     def model(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log L and its derivatives by (log E, log A', alpha, log B', beta), terms taken at the mean size and tokens:
         the exponents then hardly move the coefficients, and every start converges."""
-        parts = np.exp(np.stack([np.full_like(y, theta[0]), theta[1] - theta[2] * n, theta[3] - theta[4] * d]))
-        share = parts / parts.sum(axis=0)
-        return np.log(parts.sum(axis=0)), np.stack([share[0], share[1], -n * share[1], share[2], -d * share[2]], axis=1)
+        logs = np.stack([np.full_like(y, theta[0]), theta[1] - theta[2] * n, theta[3] - theta[4] * d])
+        total = np.logaddexp.reduce(logs, axis=0)
+        share = np.exp(logs - total)
+        return total, np.stack([share[0], share[1], -n * share[1], share[2], -d * share[2]], axis=1)
 
     base = y.min()
     starts = [np.array([base + floor, base + a, alpha, base + b, beta]) for floor, a, alpha, b, beta in
@@ -91,7 +92,9 @@ def damped(model: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], y: np.n
         error = fitted - y
         weight = np.minimum(1.0, delta / np.maximum(np.abs(error), 1e-300))
         normal = slopes.T @ (weight[:, None] * slopes)
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), slopes.T @ (weight * error))
+        # A term that has died out has no slope: a floor under the damping keeps the system solvable.
+        floor = 1e-9 * max(float(np.diag(normal).max()), 1e-300)
+        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + floor), slopes.T @ (weight * error))
         there, there_slopes = model(theta - step)
         new = huber(there - y, delta)
         if not new < value:
@@ -100,7 +103,7 @@ def damped(model: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], y: np.n
                 break
             continue
         done = value - new < 1e-15 * value
-        theta, fitted, slopes, value, damping = theta - step, there, there_slopes, new, damping / 4
+        theta, fitted, slopes, value, damping = theta - step, there, there_slopes, new, max(damping / 4, 1e-9)
         if done:
             break
     return theta, value
