@@ -29,7 +29,7 @@ def kinds(tmp_path_factory):
 
 
 SELECTOR = {"kind": "mates", "reference": {"sources": ["counts"], "share": 0.1, "tokens": 200}, "keep": 0.4,
-            "probes": 60, "held_back": 0.2, "anchors": 20, "bits": 12, "temperature": 0.2}
+            "probes": 50, "held_back": 0.2, "anchors": 20, "bits": 12, "temperature": 0.2}
 
 
 def trained(kinds, stretch_units=40, **changes):
@@ -37,7 +37,7 @@ def trained(kinds, stretch_units=40, **changes):
     policy = parse(PolicyConfig, {"selector": {**SELECTOR, **changes}}).build(kinds, 1, stretch_units)
     probe, spent = text_probe(kinds, learner=text_learner(50), rows=8)
     for _ in range(3):
-        train(probe, np.random.default_rng(0).permutation(len(kinds)), 20)
+        train(probe, np.random.default_rng(0).permutation(len(kinds)), 15)
     policy.bind(probe)
     return policy, probe, spent
 

@@ -102,4 +102,4 @@ def read_scores(path: Path, pool: Pool) -> np.ndarray:
 SELECTORS: dict[str, type[Config] | str] = {
     "all": All, "random": Random, "scores": Scores, "importance": "tilth.select.scored:Importance",
     "quality": "tilth.select.scored:Quality", "perplexity": "tilth.select.perplexity:Perplexity",
-    "mates": "tilth.select.mates:Mates"}
+    "mates": "tilth.select.mates:Mates", "preselect": "tilth.select.preselect:PreSelect"}
