@@ -98,8 +98,11 @@ def test_choice_is_built_from_its_kind_or_from_the_default_kind():
 
 
 def test_choice_without_a_default_kind_asks_for_one():
+    class Wall(Config):
+        paint: one_of(Paint, {"red": Red})
+
     with pytest.raises(BadInput, match="`paint` needs a `kind`: one of red"):
-        parse(Car, {"paint": {"shade": 1}})
+        parse(Wall, {"paint": {"shade": 1}})
 
 
 def test_class_from_outside_is_accepted_by_its_place():
@@ -123,3 +126,10 @@ def test_dumped_configuration_parses_to_the_same_fields_and_classes(car):
     again = parse(Car, car.model_dump(mode="json"))
     assert again.model_dump(mode="json") == car.model_dump(mode="json")
     assert [type(one) for one in (again.engine, *again.engines)] == [type(one) for one in (car.engine, *car.engines)]
+
+
+def test_a_group_without_a_kind_is_of_the_kind_that_the_field_has_by_default():
+    from tilth.stages.pretrain import PretrainStage
+
+    stage = parse(PretrainStage, {"model": {"layers": 2}, "budget": {"steps": 1}})
+    assert (stage.model.kind, stage.model.layers) == ("transformer", 2)

@@ -99,7 +99,7 @@ def parse(cls: type[Config], data: Mapping[str, Any], path: str = "") -> Any:
             raise BadInput(f"Unknown key `{join(path, str(key))}`{nearest(str(key), cls.model_fields)} "
                            f"Valid keys here: {', '.join(cls.model_fields)}.")
     for key in values:
-        values[key] = _parse_value(_annotation(cls, key), values[key], join(path, key))
+        values[key] = _parse_value(_annotation(cls, key), _default_kind(cls, key, values[key]), join(path, key))
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -108,6 +108,15 @@ def parse(cls: type[Config], data: Mapping[str, Any], path: str = "") -> Any:
         given = "" if first["type"] == "missing" else f" (given: {str(first['input'])[:80]!r})"
         message = first["msg"].removeprefix("Value error, ")
         raise BadInput(f"`{where or cls.__name__}`: {message}{given}.") from error
+
+
+def _default_kind(cls: type[Config], key: str, value: Any) -> Any:
+    """A group without `kind` is of the kind that the field has by default: `model: {layers: 2}`."""
+    default = cls.model_fields[key].get_default(call_default_factory=False)
+    kind = getattr(default, "kind", None)
+    if isinstance(value, Mapping) and "kind" not in value and isinstance(default, Config) and kind:
+        return {"kind": kind, **value}
+    return value
 
 
 def _annotation(cls: type[Config], key: str) -> Any:

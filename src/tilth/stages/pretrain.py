@@ -83,7 +83,8 @@ class PretrainStage(Stage):
 
     def files(self) -> list[dict[str, Any]]:
         from tilth.data import locations
-        folder = [] if self.start_from is None else sorted(Path(self.start_from).glob("*.safetensors"))
+        folder = [] if self.start_from is None else [
+            path for path in sorted(Path(self.start_from).glob("*")) if path.suffix in (".safetensors", ".json")]
         return [locations.fingerprint(str(path)) for path in [*self.policy.files(), *folder]]
 
     @property
