@@ -125,6 +125,7 @@ def test_vertex_of_a_parabola_in_the_logarithm():
     assert found.at == pytest.approx(1.5e-3) == pytest.approx(found.interval[0]) and found.loss == pytest.approx(2)
     assert vertex(rates, [[-np.log(rate) ** 2] for rate in rates]) is None
     assert vertex(rates[:2], [[1.0], [2.0]]) is None
+    assert vertex(rates, [[np.log(rate) ** 2] for rate in rates]).interval is None, "one seed tells no interval"
     edge = vertex(rates, [[-np.log(rate) + 0.01 * np.log(rate) ** 2] for rate in rates])
     assert edge is not None and not edge.inside and edge.at == pytest.approx(rates[-1])
 

@@ -112,10 +112,11 @@ def _distance(run: Run, advice: Advice) -> float:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The best value of one hyperparameter by a parabola in its logarithm; `inside`: between the values tried."""
+    """The best value of one hyperparameter by a parabola in its logarithm; `inside`: between the values tried;
+    `interval`: None with one seed a value."""
 
     at: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     loss: float
     inside: bool
 
@@ -134,11 +135,13 @@ def vertex(values: Sequence[float], losses: Sequence[Sequence[float]], resamples
     found = _parabola(x, np.array([seeds.mean() for seeds in table]))
     if found is None:
         return None
+    if max(len(seeds) for seeds in table) < 2:
+        return Vertex(math.exp(found[0]), None, found[1], bool(x[0] < found[0] < x[-1]))
     rng = np.random.default_rng(seed)
     drawn = [_parabola(x, np.array([rng.choice(seeds, len(seeds)).mean() for seeds in table]))
              for _ in range(resamples)]
     at = [one[0] for one in drawn if one is not None]
-    low, high = np.exp(np.quantile(at, [(1 - level) / 2, (1 + level) / 2])) if at else (math.nan, math.nan)
+    low, high = np.exp(np.quantile(at, [(1 - level) / 2, (1 + level) / 2])) if at else (0.0, math.inf)
     return Vertex(math.exp(found[0]), (float(low), float(high)), found[1], bool(x[0] < found[0] < x[-1]))
 
 

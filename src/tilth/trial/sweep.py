@@ -171,15 +171,19 @@ def result_text(result: dict[str, Any]) -> str:
                      "diverged" if cell["mean"] is None else f"{cell['mean']:.4f}{spread}"])
     lines = [text_table(rows, [*(key.removeprefix("pretrain.") for key in keys), result["measure"]])]
     for key, at in result["optima"].items():
-        lines.append(f"{key}: " + ("no minimum between the values tried" if at is None else
-                     f"best near {at['at']:.3g} (95 % of seeds' resamples: {at['interval'][0]:.3g} to "
-                     f"{at['interval'][1]:.3g})" + ("" if at["inside"] else "; at the edge: try values beyond")))
+        lines.append(f"{key}: " + ("no minimum between the values tried" if at is None else _optimum(at)))
     if result["law"]:
         fit = result["law"]
         lines.append(f"lr = {fit['c']:.3g} N^{fit['alpha']:.3f} D^{fit['beta']:.3f}, batch = {fit['d']:.3g} "
                      f"D^{fit['gamma']:.3f} ({fit['runs']} near-best runs of {fit['cells']} cells; 90 %: " + ", ".join(
                          f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in fit["intervals"].items()) + ")")
     return "\n".join(lines)
+
+
+def _optimum(at: dict[str, Any]) -> str:
+    spread = at["interval"]
+    known = f"95 % of resamples of the seeds: {spread[0]:.3g} to {spread[1]:.3g}" if spread else "one seed: no interval"
+    return f"best near {at['at']:.3g} ({known})" + ("" if at["inside"] else "; at the edge: try values beyond")
 
 
 def split_values(text: str) -> list[str]:
