@@ -164,6 +164,17 @@ def compare(runs: Annotated[list[Path], typer.Argument(help="Folders of two or m
 
 
 @app.command()
+def losses(models: Annotated[list[Path], typer.Argument(help="Runs or model folders; several for a ladder.")],
+           pool: Annotated[Path, typer.Option(help="A tokenize stage's folder.")],
+           output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+           share: Annotated[float, typer.Option(min=0, max=1, help="Of the records, at random.")] = 1.0,
+           seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """The loss of each unit of a pool under each model: what the selectors perplexity, scores and preselect read."""
+    from tilth.stages.losses import write_losses
+    _finish(as_json, write_losses(models, pool, output, share, seed, device))
+
+
+@app.command()
 def trial(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE... [KEY=VALUE]...", help="Recipes of "
                              "different names, the baseline first; changes apply to all.")],
           seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe; 5 or more for a verdict.")] = 5,

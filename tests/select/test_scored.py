@@ -11,10 +11,13 @@ from tilth.data.pool import Pool, PoolWriter, token_field
 from tilth.data.records import record_batch
 from tilth.data.tokenize import tokenize_documents
 from tilth.data.tokenizer import TOKENIZERS
+from tilth.models import TransformerConfig
 from tilth.recipe import BadInput, parse
 from tilth.select.perplexity import band
 from tilth.select.policy import PolicyConfig
 from tilth.select.protocols import Plan
+from tilth.stages.losses import write_losses
+from tilth.stages.model_folder import save_model
 
 PROSE = "the cat sat on the mat and looked at the rain until the rain stopped falling on the roof of the old house "
 NOISE = "x9 qz 77 kk#w 0f zzq 13 vv 4x jq qj 88 wq xz 09 "
@@ -111,6 +114,32 @@ def test_the_band_without_a_model_is_an_error(pool):
         policy_of(pool, selector={"kind": "perplexity", "start": 0}).draw(0)
     with pytest.raises(BadInput, match="must be below high"):
         policy_of(pool, selector={"kind": "perplexity", "low": 0.8})
+
+
+def test_losses_of_finished_models(text_pool, tmp_path):
+    """`tilth losses` writes what the band and PreSelect read."""
+    config = TransformerConfig(vocab_size=257, layers=1, width=16, heads=2, feed_forward=24, context=64)
+    models = [config.build().initialize(seed) for seed in (0, 1)]
+    for number, model in enumerate(models):
+        save_model(tmp_path / f"m{number}" / "model", model, text_pool.tokenizer())
+    write_losses([tmp_path / "m0", tmp_path / "m1"], text_pool.folder, tmp_path / "ladder.parquet", 0.5)
+    write_losses([tmp_path / "m1"], text_pool.folder, tmp_path / "one.parquet")
+    ladder, one = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("ladder", "one"))
+    assert ladder.columns == ["unit_id", "m0", "m1"] and 30 < len(ladder) < 90 and len(one) == len(text_pool)
+    joined = ladder.join(one, on="unit_id")
+    assert np.allclose(joined["m1"], joined["score"], atol=1e-4) and (joined["m0"] != joined["m1"]).all()
+    selector = {"kind": "perplexity", "path": str(tmp_path / "one.parquet"), "low": 0.5, "high": 1.0}
+    drawn = policy_of(text_pool, selector=selector).draw(0)
+    assert one["score"].to_numpy()[drawn].min() >= np.median(one["score"])
+    ladder = {"kind": "preselect", "losses": str(tmp_path / "ladder.parquet"), "models": ["m0", "m1"], "keep": 0.3}
+    assert len(policy_of(text_pool, selector=ladder).draw(0))
+
+
+def test_losses_need_the_models_own_tokens(pool, tmp_path):
+    config = TransformerConfig(vocab_size=257, layers=1, width=16, heads=2, feed_forward=24, context=64)
+    save_model(tmp_path / "model", config.build().initialize(0), TOKENIZERS["bytes"]().build([]))
+    with pytest.raises(BadInput, match="do not have the same tokenizer"):
+        write_losses([tmp_path], pool.folder, tmp_path / "l.parquet")
 
 
 def told(policy, losses):

@@ -7,10 +7,10 @@ i on unit d, the predictive strength is
     S(d) = 1 / Z sum_{i<j} 1[C_i(d) > C_j(d)],  Z = N (N - 1) / 2
 
 1 where the better model always has the lower loss; a tie counts as a miss; scaling or shifting all losses of a unit
-changes nothing. Positives are the units with S = 1, negatives those from S = 0 upwards until there are as many. A linear
-n-gram classifier of the two (an average of n-grams, no end mark, so no bias by length) scores the pool; the best units
-are kept until they hold the wanted share of all bytes. `gap` is the ablation by the loss of the weakest model less the
-strongest's (ScalingFilter, Li et al. 2024).
+changes nothing. Positives are the units with S = 1, negatives those from S = 0 upwards until there are as many. A
+linear n-gram classifier of the two (an average of n-grams, no end mark: no bias by length) scores the pool; the best
+units are kept until they hold the wanted share of all bytes. `gap` is the ablation by the loss of the weakest model
+less the strongest's (ScalingFilter, Li et al. 2024).
 """
 
 from pathlib import Path
