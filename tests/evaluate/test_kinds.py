@@ -109,6 +109,17 @@ def test_fields_reach_into_groups_and_lists_and_join():
         MultipleChoice(name="t", rows=[{"c": "y", "gold": 0}], options=["a", "b"], fields={"query": ["a", "c"]}).items()
 
 
+def test_examples_may_have_to_share_a_subject():
+    rows = [{"query": f"{subject}{at}", "choices": ["x", "y"], "gold": 0, "subject": subject}
+            for at in range(3) for subject in "ab"]
+    items = MultipleChoice(name="t", rows=rows, few_shot={"count": 2, "within": "subject"}).items()
+    for row, item in zip(rows, items, strict=True):
+        lines = item.options[0].context.split("\n\n")
+        assert len(lines) == 3 and all(line.startswith(row["subject"]) for line in lines)
+    with pytest.raises(BadInput, match="only 3 rows of"):
+        MultipleChoice(name="t", rows=rows, few_shot={"count": 3, "within": "subject"}).items()
+
+
 @pytest.mark.parametrize("name", sorted(shipped_tasks()))
 def test_shipped_tasks_are_whole(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TILTH_DATA", str(tmp_path))

@@ -38,6 +38,7 @@ class FewShot(Config):
 
     count: int = Field(default=0, ge=0)
     source: str | None = Field(default=None, description="rows to draw from; None: the task's own")
+    within: str | None = Field(default=None, description="a field that question and examples must share (subject)")
     seed: int = 0
     separator: str = "\n\n"
 
@@ -98,26 +99,38 @@ class Task(Config):
         if not rows:
             raise BadInput(f"The task '{self.name}' has no rows.")
         made = [self.item(row, f"task '{self.name}', row {number}") for number, row in enumerate(rows, 1)]
-        shots = self._shots(rows)
+        solved = self._solved(rows)
         if self.limit and self.limit < len(rows):
             kept = [number * len(rows) // self.limit for number in range(self.limit)]
             rows, made = [rows[number] for number in kept], [made[number] for number in kept]
-        return rows, [self._after_shots(row, item, shots) for row, item in zip(rows, made, strict=True)]
+        shots = {group: self._shots(solved, group) for group in dict.fromkeys(self._group(row) for row in rows)}
+        return rows, [self._after_shots(row, item, shots[self._group(row)])
+                      for row, item in zip(rows, made, strict=True)]
+
+    def _group(self, row: dict[str, Any]) -> Any:
+        """What the examples of a row must share with it; None where all rows see the same examples."""
+        return None if self.few_shot.within is None else str(reach(row, self.few_shot.within))
 
     def _rows(self) -> list[dict[str, Any]]:
         if (self.data is None) == (self.rows is None):
             raise BadInput(f"The task '{self.name}' needs either `data` (a file) or `rows`.")
         return self.rows if self.rows is not None else read_rows(str(self.data))
 
-    def _shots(self, rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
+    def _solved(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that examples are drawn from."""
+        source = self.few_shot.source if self.few_shot.count else None
+        return rows if source is None else read_rows(source)
+
+    def _shots(self, solved: list[dict[str, Any]], group: Any) -> list[tuple[dict[str, Any], str]]:
         """One example more than is asked for (a question skips itself): its row and its text."""
         count, source = self.few_shot.count, self.few_shot.source
         if not count:
             return []
-        known = rows if source is None else read_rows(source)
+        known = [row for row in solved if self._group(row) == group]
         order = np.random.default_rng(self.few_shot.seed).permutation(len(known))[: count + 1]
         if len(known) < count + (source is None):
-            raise BadInput(f"The task '{self.name}' asks for {count} examples; there are only {len(known)} rows.")
+            raise BadInput(f"The task '{self.name}' asks for {count} examples; there are only {len(known)} rows"
+                           f"{'' if group is None else f' of {group}'}.")
         drawn = [(known[at], self.item(known[at], f"{source or self.name}, row {at + 1}")) for at in order]
         return [(row, "".join(item.options[item.gold][:2])) for row, item in drawn]
 
