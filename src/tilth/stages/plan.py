@@ -38,8 +38,10 @@ def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, ha
     probe = probe_speed(learner, stage.optimizer, random_batch(vocabulary, rows, stage.length, device), precision,
                         device)
     micro = hardware.micro_rows or rows
-    advice = advice_for(stage, config, pool_tokens, lambda batch: probe.seconds_per_step(batch / stage.length))
-    if wants_advice(stage):
+    advice = None  # the laws are for whole runs, not for branches
+    if wants_advice(stage) or stage.branch_from is None:
+        advice = advice_for(stage, config, pool_tokens, lambda batch: probe.seconds_per_step(batch / stage.length))
+    if advice and wants_advice(stage):
         stage = settled(stage, advice)
     seconds = probe.seconds_per_step(stage.rows)
     flops = (learner.flops_per_row or 0.0) * stage.rows
@@ -88,7 +90,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"  data        {known}",
         f"  training    {plan['steps']} steps, {quantity(plan['tokens'])} tokens{epochs}",
         f"  chosen      peak rate {plan['lr']:.3g}, {quantity(plan['batch_tokens'])} tokens a step",
-        "  advised     " + "\n              ".join(advice_lines(plan["advice"], plan["recipe"], plan["stage"])),
+        *(["  advised     " + "\n              ".join(advice_lines(plan["advice"], plan["recipe"], plan["stage"]))]
+          if plan["advice"] else []),
         f"  compute     {quantity(plan['flops'], 'FLOP')} at {100 * plan['utilisation']:.0f} % of the measured "
         f"matrix-product peak",
         f"  memory      {quantity(sum(parts.values()), 'B')} of {quantity(plan['memory_total'], 'B')}: "
