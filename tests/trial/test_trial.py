@@ -15,6 +15,7 @@ from tilth.recipe.files import read_json
 from tilth.stages.building import steps_within
 from tilth.stages.load import load_recipe
 from tilth.trial import trial as module
+from tilth.trial.result import _verdict
 from tilth.trial.statistics import paired, student, verdict
 from tilth.trial.trial import Trial
 
@@ -151,6 +152,15 @@ def test_paired_difference_is_exact_and_its_interval_covers():
         assert found["difference"] == pytest.approx((a - b).sum() / 5 / weights.sum())
         inside += found["interval"][0] <= 0 <= found["interval"][1]
     assert inside >= 86
+
+
+def test_unequal_budgets_have_no_verdict_unless_less_was_enough():
+    better = {"interval": [-2, -1], "interval_seeds": [-3, -1]}
+    worse = {"interval": [1, 2], "interval_seeds": [0.5, 3]}
+    assert _verdict(better, [0.9, 1.0], [1.0, 1.0], 0.02) == "shows"
+    assert _verdict(worse, [1.0, 0.99], [1.0, 1.0], 0.02) == "reversed"
+    for found, spent, baseline in ((worse, 0.9, 1.0), (better, 1.1, 1.0), (better, 1.0, 0.9)):
+        assert _verdict(found, [spent, 1.0], [baseline, 1.0], 0.02) == "unequal budgets"
 
 
 def test_verdicts():

@@ -10,8 +10,9 @@ nats a token. To first order, with s the rate of each parameter (for Adam lr / (
 
     I(x) ~ - sum s * g_R * g_x
 
-which needs no forward pass over the reference for each unit. Weights, moments, buffers, gradients, training mode and
-random numbers are afterwards, bit by bit, what they were.
+but for what momentum and decay do in the same step, which is equal for all x. It needs no forward pass over the
+reference for each unit. Weights, moments, buffers, gradients, training mode and random numbers are afterwards, bit by
+bit, what they were.
 """
 
 from collections.abc import Callable, Iterator, Sequence
