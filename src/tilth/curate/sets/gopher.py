@@ -37,13 +37,13 @@ class GopherQualityMeasures(Attribute):
         return tuple(f"{self.prefix}{SHORT[self.profile]}gopher_{name}" for name in COLUMNS)
 
     def measure(self, records: pl.DataFrame) -> pl.DataFrame:
-        words = self.splitter.split(records["text"])
+        words = self.splitter.words_of(records["text"])
         measured = {"default": self._default, "dolma-1.2.1": self._dolma,
                     "datatrove-0.10.1": self._datatrove}[self.profile](records, words)
         return pl.DataFrame(dict(zip(self.columns(), measured, strict=True)))
 
     def _default(self, records: pl.DataFrame, words: Words) -> list[np.ndarray]:
-        counts = words.counts()
+        counts, (letters,) = words.counts(), words.matching(LETTER)
         lines, bullets, ellipses, hashes, dots = _counts(
             records, TEXT.str.count_matches(r"(?m)\S[^\n]*$"),
             TEXT.str.count_matches(rf"(?m)^\s*(?:{BULLET})"), TEXT.str.count_matches(r"(?m)(?:\.\.\.|…)[^\S\n]*$"),
@@ -52,20 +52,20 @@ class GopherQualityMeasures(Attribute):
             [TEXT.str.contains(_as_word(word)).cast(pl.Int64) for word in sorted(set(self.stop_words))])
             if self.stop_words else pl.lit(0)).to_series()
         return [counts, ratio(words.sums(words.lengths()), counts), ratio(np.maximum(hashes, dots), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(words.matching(LETTER)), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
                 _spread(found, len(counts))]
 
     def _dolma(self, records: pl.DataFrame, words: Words) -> list[np.ndarray]:
-        counts = words.counts()
+        counts, (letters, symbols) = words.counts(), words.matching(LETTER, "#…")
         lines, bullets, ellipses = _counts(records, TEXT.str.count_matches("\n", literal=True) + 1,
                                            TEXT.str.count_matches(r"(?m)^[*\-]"), TEXT.str.count_matches(r"(?m)…$"))
-        required = words.sums(words.values.is_in(self.stop_words).to_numpy())
-        return [counts, medians(words), ratio(words.sums(words.matching("[#…]")), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(words.matching(LETTER)), counts),
+        required = words.sums(words.holding(self.stop_words) > 0)
+        return [counts, medians(words), ratio(words.sums(symbols), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
                 required]
 
     def _datatrove(self, records: pl.DataFrame, words: Words) -> list[np.ndarray]:
-        counts, real = words.counts(), words.matching(f"[^{DATATROVE_PUNCTUATION}]")
+        counts, (letters, real) = words.counts(), words.matching(LETTER, f"^{DATATROVE_PUNCTUATION}")
         space, end = f"[{PYTHON_INLINE_SPACE}]*", f"(?:[{PYTHON_BREAK}]|\\z)"
         bullets, ellipses, hashes, dots = _counts(
             records, TEXT.str.count_matches(rf"(?:\A|[{PYTHON_BREAK}]){space}[•\-]"),
@@ -73,7 +73,7 @@ class GopherQualityMeasures(Attribute):
         lines = records.select(python_lines()).to_series().to_numpy()
         plain = words.sums(real)
         return [plain, ratio(words.sums(words.lengths() * real), plain), ratio(np.maximum(hashes, dots), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(words.matching(LETTER)), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
                 distinct(words, self.stop_words)]
 
 
@@ -139,10 +139,11 @@ def medians(words: Words) -> np.ndarray:
 
 def distinct(words: Words, wanted: list[str]) -> np.ndarray:
     """How many of the wanted words occur in each document, exactly as written (int64)."""
-    hit = np.flatnonzero(words.values.is_in(wanted).to_numpy())
-    which = words.values[hit].rank("dense").to_numpy().astype(np.int64)
-    pairs = np.unique(words.document()[hit] * (len(wanted) + 1) + which)
-    return np.bincount(pairs // (len(wanted) + 1), minlength=len(words.starts) - 1)
+    which = words.holding(sorted(set(wanted)))
+    hit = np.flatnonzero(which)
+    seen = np.zeros((len(words.starts) - 1, len(wanted) + 1), bool)
+    seen[words.document()[hit], which[hit]] = True
+    return seen.sum(1)
 
 
 def _counts(records: pl.DataFrame, *expressions: pl.Expr) -> list[np.ndarray]:

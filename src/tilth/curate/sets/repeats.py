@@ -53,22 +53,33 @@ def repeats(words: Words, sizes: range) -> Iterator[list[Repeats]]:
 def _of_chunk(hashes: np.ndarray, document: np.ndarray, offset: int, sizes: range) -> list[Repeats]:
     total = len(hashes)
     bits = np.uint64(max(total, 2).bit_length())
-    salted = (document.astype(np.uint64) + np.uint64(1)) * MULTIPLIER
-    salted ^= salted >> np.uint64(29)
-    window = np.zeros(total, np.uint64)
-    places = np.arange(total)
-    found = []
-    for size in range(1, sizes.stop):
-        # Extend by one word: a document's number is in the hash, so that equal windows share the document.
-        places = places[places + size <= total]
-        places = places[document[places + (size - 1)] == document[places]]
-        window[places] = window[places] * MULTIPLIER + hashes[places + (size - 1)]
+    # A document's number is in the hash, so that equal windows are of the same document.
+    salt = (document.astype(np.uint64) + np.uint64(1)) * MULTIPLIER
+    salt ^= salt >> np.uint64(29)
+    window, places = hashes, np.arange(total)
+    found: list[Repeats] = []
+    for size in range(2, sizes.stop):
+        if found:  # only where a shorter one repeats
+            places = np.sort(found[-1].places)
+            places = places[places + size <= total]
+            window = window[places] * MULTIPLIER + hashes[places + (size - 1)]
+        else:
+            places = places[:max(total - size + 1, 0)]
+            window = window[:len(places)] * MULTIPLIER + hashes[size - 1:]
         if size < sizes.start:
             continue
-        made = _grouped((window[places] + salted[places]) * MULTIPLIER, places, size, bits)
-        places = np.sort(made.places)
-        found.append(Repeats(size, made.places + offset, made.group, made.first))
-    return found
+        inside = document[places + (size - 1)] == document[places]
+        places = places[inside]
+        made = _grouped((window[inside] + salt[places]) * MULTIPLIER, places, size, bits)
+        window = _spread(window[inside], places, total)
+        found.append(made)
+    return [Repeats(one.size, one.places + offset, one.group, one.first) for one in found]
+
+
+def _spread(window: np.ndarray, places: np.ndarray, total: int) -> np.ndarray:
+    out = np.zeros(total, np.uint64)
+    out[places] = window
+    return out
 
 
 def _grouped(keys: np.ndarray, places: np.ndarray, size: int, bits: np.uint64) -> Repeats:

@@ -38,7 +38,7 @@ class GopherRepetitionMeasures(Attribute):
         return tuple(f"{self.prefix}{SHORT[self.profile]}gopher_{name}" for name in names)
 
     def measure(self, records: pl.DataFrame) -> pl.DataFrame:
-        ngrams = Ngrams(self.splitter.split(records["text"]), self.profile, records)
+        ngrams = Ngrams(self.splitter.words_of(records["text"]), self.profile, records)
         values = [*self._pieces(records, ngrams), *ngrams.shares()]
         return pl.DataFrame(dict(zip(self.columns(), values, strict=True)))
 
@@ -70,6 +70,7 @@ class Ngrams:
         self.words, self.profile, self.documents = words, profile, records.height
         lengths = words.lengths()
         self.ends = np.concatenate([[0], np.cumsum(lengths)])
+        self.cumulated = np.concatenate([[0], np.cumsum(self.ends)])  # sums of ends before each place
         self.document = words.document()
         self.characters = words.sums(lengths)
         self.text_characters = records["text"].str.len_chars().to_numpy().astype(np.int64)
@@ -110,9 +111,10 @@ class Ngrams:
 
     def _windows(self, size: int) -> np.ndarray:
         """Characters of all windows of a size, per document."""
-        places = np.arange(max(len(self.document) - size + 1, 0))
-        inside = self.document[places] == self.document[places + size - 1]
-        return np.bincount(self.document[places[inside]], self._span(places[inside], size), self.documents)
+        starts, ends = self.words.starts[:-1], self.words.starts[1:]
+        first = np.minimum(starts + size, ends + 1)  # a document of fewer words has no window
+        last = np.maximum(ends - size + 1, starts)
+        return self.cumulated[ends + 1] - self.cumulated[first] - (self.cumulated[last] - self.cumulated[starts])
 
     def _top(self, found: Repeats, row: np.ndarray) -> None:
         """The most frequent n-gram: of several, the peers take the first, the default the one that covers most."""

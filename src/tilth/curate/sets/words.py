@@ -8,10 +8,13 @@ Where a word ends is the most consequential choice of all word rules, so it is a
 - `package.module:Class`: an outside class that derives from `Splitter`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from tilth.recipe import Config
 
@@ -44,9 +47,33 @@ class Words:
         np.cumsum(values, out=total[1:], dtype=np.int64)
         return total[self.starts[1:]] - total[self.starts[:-1]]
 
-    def matching(self, pattern: str) -> np.ndarray:
-        """Which words a regular expression occurs in."""
-        return self.values.str.contains(pattern).to_numpy()
+    def matching(self, *classes: str) -> list[np.ndarray]:
+        """For each class of characters (the inside of a regex class) the words that hold one of them (bool).
+
+        By a table over bytes; only words with characters beyond ASCII that the table leaves open see the regex.
+        """
+        if not len(self.values):
+            return [np.zeros(0, bool) for _ in classes]
+        array = pa.array(self.values.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
+        starts = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array)]
+        table = np.frombuffer(bytes(array.buffers()[2]).translate(_ascii_table(classes)), np.uint8)
+        found = np.bitwise_or.reduceat(table, starts)
+        masks = []
+        for at, inside in enumerate(classes):
+            mask = found >> at & 1 > 0
+            open_ = np.flatnonzero(~mask & (found >= 128))
+            mask[open_] = self.values.gather(open_).str.contains(f"[{inside}]").to_numpy()
+            masks.append(mask)
+        return masks
+
+    def holding(self, wanted: Sequence[str]) -> np.ndarray:
+        """Which words are one of `wanted`, exactly as written: 0 for none, else its place in `wanted` from 1 (uint16).
+        """
+        hashes = self.values.hash(seed=0).to_numpy()
+        out = np.zeros(len(hashes), np.uint16)
+        for at, one in enumerate(pl.Series(list(wanted), dtype=pl.String).hash(seed=0).to_list(), 1):
+            out[hashes == one] = at
+        return out
 
     @classmethod
     def of_lists(cls, lists: pl.Series) -> "Words":
@@ -54,6 +81,17 @@ class Words:
         counts = lists.list.len().to_numpy().astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         return cls(lists.filter(pl.Series(counts > 0)).explode(), starts)
+
+
+@cache
+def _ascii_table(classes: tuple[str, ...]) -> bytes:
+    """For each byte the classes it is in, as bits; bytes beyond ASCII have the highest bit."""
+    characters = pl.Series([chr(code) for code in range(128)])
+    table = np.full(256, 128, np.uint8)
+    table[:128] = 0
+    for at, inside in enumerate(classes):
+        table[:128] |= (characters.str.contains(f"[{inside}]").to_numpy() << at).astype(np.uint8)
+    return table.tobytes()
 
 
 class Splitter(Config):
@@ -67,6 +105,19 @@ class Splitter(Config):
 
     def split(self, texts: pl.Series) -> Words:
         return Words.of_lists(texts.str.extract_all(self.pattern()))
+
+    def words_of(self, texts: pl.Series) -> Words:
+        """The words, remembered for the last texts: several attributes of a recipe measure the same words."""
+        global _last
+        buffers = texts.to_arrow(compat_level=pl.CompatLevel.newest()).buffers() if len(texts) else []
+        key = (type(self), self.model_dump_json(), len(texts), *(buffer and (buffer.address, buffer.size)
+                                                                for buffer in buffers))
+        if _last is None or _last[0] != key:
+            _last = (key, texts, self.split(texts))  # the texts are held, so that their address stays theirs
+        return _last[2]
+
+
+_last: tuple[tuple[object, ...], pl.Series, Words] | None = None
 
 
 class PythonSplitter(Splitter):
