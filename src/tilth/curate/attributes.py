@@ -149,6 +149,8 @@ class UniqueLineShare(Attribute):
 BUILT_IN: tuple[type[Attribute], ...] = (Characters, Bytes, Words, Lines, MeanWordLength, AlphabeticShare, DigitShare,
                                          SymbolShare, WhitespaceShare, UniqueLineShare)
 ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default: cls for cls in BUILT_IN} | {
+    "c4_sentences": "tilth.curate.sets.c4:C4Sentences",
+    "fineweb": "tilth.curate.sets.fineweb:FineWebMeasures",
     "gopher_quality": "tilth.curate.sets.gopher:GopherQualityMeasures",
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetitionMeasures",
 }

@@ -276,6 +276,9 @@ class Normalize(DocumentRule):
 
 
 RULES: dict[str, type[Rule] | str] = {
+    "c4": "tilth.curate.sets.c4:C4",
+    "drop_lines": "tilth.curate.sets.line_rules:DropLines",
+    "fineweb": "tilth.curate.sets.fineweb:FineWeb",
     "gopher_quality": "tilth.curate.sets.gopher:GopherQuality",
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
     "keep": Keep,

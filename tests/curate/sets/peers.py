@@ -1,4 +1,4 @@
-"""What the peers decided on boundary cases and public-domain samples (see benchmarks/curation_peers)."""
+"""What the peers decided on boundary cases and public-domain samples (see benchmarks/peers)."""
 
 import gzip
 import json

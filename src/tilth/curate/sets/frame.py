@@ -22,15 +22,12 @@ class Limit(Keep):
         return (self.measured_by,)
 
 
-class MeasuredSet(RuleSet):
-    """Base of the sets that are limits on one attribute.
+class Profiled(RuleSet):
+    """Base of the sets that have profiles: `PROFILES` holds what differs from the fields' defaults in each.
 
-    A subclass lists in `LIMITS` the fields that are thresholds: field -> (column, "minimum" or "maximum"); in
-    `PROFILES` the thresholds of each profile that differ from the fields' defaults. A threshold of null switches its
-    rule off.
+    `prefix` is put before the columns' names, so that a recipe can measure the same in two ways.
     """
 
-    LIMITS: ClassVar[dict[str, tuple[str, str]]] = {}
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {}
 
     profile: Profile = "default"
@@ -43,6 +40,16 @@ class MeasuredSet(RuleSet):
         if isinstance(values, dict):
             return {**cls.PROFILES.get(values.get("profile", "default"), {}), **values}
         return values
+
+
+class MeasuredSet(Profiled):
+    """Base of the sets that are limits on one attribute.
+
+    A subclass lists in `LIMITS` the fields that are thresholds: field -> (column, "minimum" or "maximum"). A
+    threshold of null switches its rule off.
+    """
+
+    LIMITS: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def attribute(self) -> Attribute:
         raise NotImplementedError

@@ -16,6 +16,7 @@ from pydantic import Field
 from tilth.curate.attributes import TEXT, Attribute
 from tilth.curate.sets.frame import SHORT, MeasuredSet, Profile
 from tilth.curate.sets.lines import DATATROVE_PUNCTUATION, PYTHON_BREAK, PYTHON_INLINE_SPACE, python_lines
+from tilth.curate.sets.ratios import ratio
 from tilth.curate.sets.words import LETTER, SPLITTERS, Splitter, Words
 from tilth.recipe import one_of
 
@@ -117,11 +118,6 @@ class GopherQuality(MeasuredSet):
     def attribute(self) -> GopherQualityMeasures:
         return GopherQualityMeasures(profile=self.profile, prefix=self.prefix, splitter=self.splitter,
                                      stop_words=self.stop_words)
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole as float64, 0 where the whole is 0."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
 
 
 def medians(words: Words) -> np.ndarray:

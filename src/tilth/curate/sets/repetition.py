@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tilth.curate.attributes import TEXT, Attribute
 from tilth.curate.sets.frame import SHORT, MeasuredSet, Profile
-from tilth.curate.sets.gopher import ratio
 from tilth.curate.sets.lines import Pieces, python_stripped, stripped_lines, stripped_paragraphs
+from tilth.curate.sets.ratios import ratio
 from tilth.curate.sets.repeats import Repeats, repeats
 from tilth.curate.sets.words import SPLITTERS, Splitter, Words
 from tilth.recipe import one_of
