@@ -20,7 +20,7 @@ def recipe() -> Recipe:
         "curate": CurateStage(inputs=[StdlibInput()], rules=[Normalize(), Keep(attribute="characters", minimum=200)]),
         "tokenize": TokenizeStage(tokenizer=BpeTokenizer(vocab_size=4096), unit_tokens=512),
         "pretrain": PretrainStage(
-            model=TransformerConfig(layers=4, width=256, heads=4, feed_forward=704, context=1024),
+            model=TransformerConfig(layers=4, width=192, heads=3, feed_forward=512, context=1024),
             optimizer=Muon(lr=1e-2), schedule=WSD(warmup=0.02, decay=0.6), length=512, batch_tokens=4096,
             budget=Budget(tokens=2e6)),
         "evaluate": EvaluateStage(stride=256),
