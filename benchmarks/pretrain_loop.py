@@ -159,7 +159,7 @@ def bare(arguments: argparse.Namespace) -> list[Claim]:
     claims = []
     for name, make, turn, rounds in (
             ("quickstart", quickstart_stage, 1, arguments.rounds),
-            ("small", functools.partial(stage_of, SMALL, 256, 2048), 20, 2 * arguments.rounds)):
+            ("small", functools.partial(stage_of, SMALL, 256, 2048), 10, 2 * arguments.rounds)):
         warmup = 2
         steps = turn * (rounds + warmup)
         run = prepare(make(steps), f"bare-{name}")
@@ -348,8 +348,14 @@ def quickstart_run(run: Path) -> list[Claim]:
         raise RunFailed(f"The stages {', '.join(unfinished)} of {run} are not finished.")
     own = held_out["bits_per_byte"]
     text = f"{own['value']:.4f} ± {own['stderr']:.4f} bits per byte over {own['bytes']:,} bytes"
-    return [Claim(f"quickstart_{name}_seed_{seed}", figure(held_out, manifests), unit, wanted, peer, text)
-            for name, (unit, wanted, peer, figure) in QUICKSTART.items()]
+    threads = min(one["summary"].get("threads", 2) for one in manifests.values())
+    claims = []
+    for name, (unit, wanted, peer, figure) in QUICKSTART.items():
+        # The promise is for two cores: a run that was given one says nothing about it.
+        value, reason = (None, f"ran on {threads} thread") if name == "seconds" and threads < 2 else (
+            figure(held_out, manifests), text)
+        claims.append(Claim(f"quickstart_{name}_seed_{seed}", value, unit, wanted, peer, reason))
+    return claims
 
 
 def minus(rival: str) -> Callable[[dict[str, Any], dict[str, Any]], float]:

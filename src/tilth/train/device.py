@@ -1,7 +1,9 @@
 """The device a run uses, what it is capable of, and how much memory a step takes."""
 
+import ctypes
 import os
 import resource
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -67,6 +69,18 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.3) -> f
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let the C library keep what one step frees for the next, in the whole process.
+
+    By default glibc hands large blocks back and faults their pages in again: 1 to 16 % of a step's CPU-seconds at
+    8192 tokens x width 256. Other C libraries are left as they are.
+    """
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks of up to 1 GiB come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap is not given back
 
 
 def memory_total(device: torch.device) -> int:

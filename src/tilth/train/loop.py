@@ -15,7 +15,7 @@ from tilth.optim.schedules import Moment, Schedule
 from tilth.recipe.console import Progress, quantity
 from tilth.recipe.errors import BadInput, Diverged, Interrupted, RunFailed
 from tilth.train.checkpoint import Checkpoints
-from tilth.train.device import autocast
+from tilth.train.device import autocast, keep_freed_memory
 from tilth.train.learner import FirstPass, Learner
 from tilth.train.metrics import MetricsLog
 from tilth.train.stopping import StopRequest
@@ -108,6 +108,7 @@ class Loop:
         self.judge: Judge | None = None
 
     def run(self) -> Progressed:
+        keep_freed_memory(self.settings.device)
         self.restore()
         bar = Progress("training", self.settings.steps, "step", self.at.step)
         saved_at = time.monotonic()
