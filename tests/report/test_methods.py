@@ -44,3 +44,11 @@ def test_a_result_without_a_key_is_named(evidence):
 def test_an_unknown_method_is_answered_with_the_nearest(evidence):
     with pytest.raises(BadInput, match="did you mean 'one'"):
         methods.methods_text("ones")
+
+
+def test_the_readme_holds_the_table_of_today():
+    from pathlib import Path
+
+    readme = Path(__file__).parents[2] / "README.md"
+    between = readme.read_text(encoding="utf-8").split(methods.BEGIN)[1].split(methods.END)[0]
+    assert between.strip() == methods.methods_markdown().strip(), "run: tilth methods --readme README.md"
