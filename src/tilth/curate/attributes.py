@@ -150,9 +150,18 @@ BUILT_IN: tuple[type[Attribute], ...] = (Characters, Bytes, Words, Lines, MeanWo
                                          SymbolShare, WhitespaceShare, UniqueLineShare)
 ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default: cls for cls in BUILT_IN} | {
     "c4_sentences": "tilth.curate.sets.c4:C4Sentences",
+    "chinese": "tilth.curate.sets.chinese:ChineseMeasures",
+    "chinese_word_length": "tilth.curate.sets.chinese:ChineseWordLength",
+    "code": "tilth.curate.sets.code:CodeMeasures",
     "fineweb": "tilth.curate.sets.fineweb:FineWebMeasures",
     "gopher_quality": "tilth.curate.sets.gopher:GopherQualityMeasures",
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetitionMeasures",
+    "language_stop_words": "tilth.curate.sets.multilingual:LanguageStopWords",
+    "random_number": "tilth.curate.sets.sampling:RandomNumber",
+    "secrets": "tilth.curate.sets.code:Secrets",
+    "stripped_characters": "tilth.curate.sets.dolma:StrippedCharacters",
+    "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetitionMeasures",
+    "unspaced": "tilth.curate.sets.multilingual:IsUnspaced",
 }
 
 

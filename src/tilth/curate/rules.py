@@ -276,11 +276,6 @@ class Normalize(DocumentRule):
 
 
 RULES: dict[str, type[Rule] | str] = {
-    "c4": "tilth.curate.sets.c4:C4",
-    "drop_lines": "tilth.curate.sets.line_rules:DropLines",
-    "fineweb": "tilth.curate.sets.fineweb:FineWeb",
-    "gopher_quality": "tilth.curate.sets.gopher:GopherQuality",
-    "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
     "keep": Keep,
     "drop": Drop,
     "drop_matching": DropMatching,
@@ -292,6 +287,22 @@ RULES: dict[str, type[Rule] | str] = {
     "paragraph_duplicates": "tilth.curate.paragraphs:ParagraphDuplicates",
     "repeated_passages": "tilth.curate.paragraphs:RepeatedPassages",
     "decontaminate": "tilth.curate.decontaminate:Decontaminate",
+    "c4": "tilth.curate.sets.c4:C4",
+    "chinese": "tilth.curate.sets.chinese:Chinese",
+    "code": "tilth.curate.sets.code:Code",
+    "dolma_books": "tilth.curate.sets.dolma:DolmaBooks",
+    "dolma_web": "tilth.curate.sets.dolma:DolmaWeb",
+    "drop_lines": "tilth.curate.sets.line_rules:DropLines",
+    "drop_urls": "tilth.curate.sets.urls:DropUrls",
+    "fineweb": "tilth.curate.sets.fineweb:FineWeb",
+    "gopher_quality": "tilth.curate.sets.gopher:GopherQuality",
+    "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
+    "licence_header": "tilth.curate.sets.code:LicenceHeader",
+    "mask_secrets": "tilth.curate.sets.code:MaskSecrets",
+    "multilingual": "tilth.curate.sets.multilingual:Multilingual",
+    "normalize_chinese": "tilth.curate.sets.chinese:NormalizeChinese",
+    "sample": "tilth.curate.sets.sampling:Sample",
+    "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetition",
 }
 
 

@@ -38,6 +38,8 @@ class Profiled(RuleSet):
     def _fill_in(cls, values: Any) -> Any:
         """The profile's thresholds where the recipe gives none, so that a resolved recipe shows all of them."""
         if isinstance(values, dict):
+            if values.get("profile", "default") not in {"default", *cls.PROFILES}:
+                raise ValueError(f"the profiles of this set are {', '.join(['default', *cls.PROFILES])}")
             return {**cls.PROFILES.get(values.get("profile", "default"), {}), **values}
         return values
 

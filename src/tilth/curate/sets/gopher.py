@@ -50,7 +50,7 @@ class GopherQualityMeasures(Attribute):
             TEXT.str.count_matches(rf"(?m)^\s*(?:{BULLET})"), TEXT.str.count_matches(r"(?m)(?:\.\.\.|…)[^\S\n]*$"),
             *_symbols())
         found = records.select(pl.sum_horizontal(
-            [TEXT.str.contains(_as_word(word)).cast(pl.Int64) for word in sorted(set(self.stop_words))])
+            [TEXT.str.contains(as_word(word)).cast(pl.Int64) for word in sorted(set(self.stop_words))])
             if self.stop_words else pl.lit(0)).to_series()
         return [counts, ratio(words.sums(words.lengths()), counts), ratio(np.maximum(hashes, dots), counts),
                 ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
@@ -153,7 +153,7 @@ def _symbols() -> tuple[pl.Expr, pl.Expr]:
             TEXT.str.count_matches("...", literal=True) + TEXT.str.count_matches("…", literal=True))
 
 
-def _as_word(word: str) -> str:
+def as_word(word: str) -> str:
     """A pattern for the word between characters that are no part of a word, in any case."""
     outside = r"[^\p{L}\p{M}\p{N}_]"
     escaped = "".join(f"\\x{{{ord(character):x}}}" for character in word)

@@ -5,6 +5,7 @@ Where a word ends is the most consequential choice of all word rules, so it is a
 - `whitespace`: a maximal run of characters that are not white space;
 - `python`: the same as Python's `str.split()`, which also splits at U+001C to U+001F (what dolma uses);
 - `tokens`: words and punctuation apart, close to the English splitter of spaCy (what datatrove uses);
+- `characters`, `pieces`, `jieba`: single characters; what tokenizers cut first; Chinese words by that package;
 - `package.module:Class`: an outside class that derives from `Splitter`.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from tilth.recipe import Config
+from tilth.recipe import BadInput, Config
 
 PYTHON_SPACE = r"\s\x1c-\x1f"  # what str.isspace and str.split take for white space, as the inside of a class
 LETTER = r"\p{L}"  # what str.isalpha takes for a letter
@@ -159,4 +160,42 @@ class Tokens(Splitter):
         return _TOKENS
 
 
-SPLITTERS: dict[str, type[Splitter] | str] = {"whitespace": Splitter, "python": PythonSplitter, "tokens": Tokens}
+class Pieces(Splitter):
+    """Everything, in pieces as tokenizers cut it first: letters, digits or signs with the space before them."""
+
+    kind: str = "pieces"
+
+    def pattern(self) -> str:
+        return r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+
+
+class Characters(Splitter):
+    """Every character is a word; white space is none."""
+
+    kind: str = "characters"
+
+    def split(self, texts: pl.Series) -> Words:
+        squeezed = texts.str.replace_all(r"\s+", "")
+        return Words.of_lists(squeezed.to_frame("text").select(
+            pl.when(pl.col("text") == "").then(pl.col("text").str.split("\n").list.head(0))
+            .otherwise(pl.col("text").str.split(""))).to_series())
+
+
+class Jieba(Splitter):
+    """Words of Chinese by jieba's dictionary, punctuation and white space left out."""
+
+    kind: str = "jieba"
+
+    def split(self, texts: pl.Series) -> Words:
+        try:
+            import jieba
+        except ImportError as error:
+            raise BadInput("The splitter `jieba` needs a package of that name: pip install jieba") from error
+        jieba.setLogLevel(60)
+        # A loop over documents: jieba has no batch form, and takes the time itself.
+        lists = [[word for word in jieba.cut(text) if word[0].isalnum()] for text in texts]
+        return Words.of_lists(pl.Series(lists, dtype=pl.List(pl.String)))
+
+
+SPLITTERS: dict[str, type[Splitter] | str] = {
+    cls.model_fields["kind"].default: cls for cls in (Splitter, PythonSplitter, Tokens, Pieces, Characters, Jieba)}
