@@ -14,6 +14,7 @@ from tilth.optim.advisor import Advice, PowerLaw
 from tilth.recipe.errors import BadInput
 
 NEAR_BEST = 0.0025  # runs within 0.25 % of their cell's best loss stand for its optimum (Li et al. 2025, released tool)
+LARGEST_LOG = 700.0  # beyond it a factor is no number of float64
 Array = NDArray[np.float64]
 
 
@@ -60,6 +61,9 @@ def fit_step_law(runs: Sequence[Run], resamples: int = 1000, level: float = 0.95
     draws = np.array(drawn or [_coefficients(logs)])
     log_c, alpha, beta, log_d, gamma = draws.mean(0)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if max(abs(log_c), abs(log_d)) > LARGEST_LOG:
+        raise BadInput(f"The {len(near)} runs near the best do not determine a law (a factor of e^{log_d:.0f}): give "
+                       f"more sizes, more lengths, or a grid whose best batch is not at its edge.")
     names = ("log_c", "alpha", "beta", "log_d", "gamma")
     intervals = {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
     law = PowerLaw(math.exp(log_c), float(alpha), float(beta), math.exp(log_d), float(gamma))
