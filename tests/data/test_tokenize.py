@@ -47,8 +47,8 @@ def test_units_cover_the_document(text, unit_tokens):
         assert columns["start"] == [0, *columns["end"][:-1]]
         assert [len(text[a:b].encode()) for a, b in zip(columns["start"], columns["end"], strict=True)] == (
             columns["bytes"])
-        # A character is at most four bytes, so that no cut of byte tokens need part one. A BPE token can hold the end of
-        # one character and the beginning of the next, and a run of such tokens has no clean place to cut.
+        # A character is at most four bytes, so that no cut of byte tokens need part one. A BPE token can hold the end
+        # of one character and the beginning of the next, and a run of such tokens has no clean place to cut.
         if tokenizer is BYTES and unit_tokens >= 4:
             spans = [text[a:b] for a, b in zip(columns["start"], columns["end"], strict=True)]
             assert [tokenizer.decode(tokens) for tokens in units.tokens] == spans
