@@ -1,9 +1,10 @@
 """What dolma 1.2.1's taggers say about documents, and how long they take; runs in dolma's own environment.
 
     python dolma_rules.py decide IN.jsonl OUT.jsonl     # one line a document: {tagger: {attribute: value or spans}}
-    python dolma_rules.py time IN.jsonl OUT.json        # CPU-seconds of each tagger
+    python dolma_rules.py time IN.jsonl OUT.json TAGGER # CPU-seconds of a tagger, and its values
 """
 
+import contextlib
 import gc
 import json
 import sys
@@ -52,25 +53,22 @@ def decide(source, target):
             out.write(json.dumps({"id": document.id, **found}) + "\n")
 
 
-def timed(source, target):
-    """CPU-seconds over all documents; `gopher_without_ngrams` is gopher_v1 with its n-gram counting taken out."""
+def timed(source, target, name):
+    """CPU-seconds of one tagger and what it says; `gopher_without_ngrams` is gopher_v1 with its n-grams taken out."""
     from dolma.taggers import gopher
 
     with open(source, encoding="utf-8") as lines:
         documents = [document_of(json.loads(line)) for line in lines]
-    seconds = {}
-    for name in ("gopher_v1", "gopher_without_ngrams", "c4_v2", "code_redpajama_taggers_v1"):
-        tagger = TaggerRegistry.get("gopher_v1" if name.startswith("gopher") else name)()
-        gc.collect()
-        patched = mock.patch.object(gopher, "all_ngram_counts", lambda words: [])
-        with patched if name == "gopher_without_ngrams" else mock.MagicMock():
-            start = time.process_time()
-            for document in documents:
-                spans_of(tagger, document)
-            seconds[name] = time.process_time() - start
+    tagger = TaggerRegistry.get("gopher_v1" if name.startswith("gopher") else name)()
+    gc.collect()
+    patched = mock.patch.object(gopher, "all_ngram_counts", lambda words: [])
+    with patched if name == "gopher_without_ngrams" else contextlib.nullcontext():
+        start = time.process_time()
+        spans = [spans_of(tagger, document) for document in documents]
+        seconds = time.process_time() - start
     with open(target, "w", encoding="utf-8") as out:
-        json.dump({"seconds": seconds}, out)
+        json.dump({"seconds": seconds, "values": [summary(one) for one in spans]}, out)
 
 
 if __name__ == "__main__":
-    {"decide": decide, "time": timed}[sys.argv[1]](sys.argv[2], sys.argv[3])
+    {"decide": decide, "time": timed}[sys.argv[1]](*sys.argv[2:])
