@@ -9,9 +9,10 @@ text, curated and tokenized as the quickstart does it. Sections:
   TensorBoard) against a bare PyTorch loop of the same model from the same weights on the same batches, built before
   the clock starts: for each batch `model.hidden`, `token_losses` summed and divided by the number of predicted tokens,
   `backward`, `loss.item()`; then `clip_grad_norm_`, `step`, `zero_grad`. Both must show the same losses.
-- litgpt: the same against `litgpt.pretrain.setup` in an environment of its own, from the same weights on the same rows
-  of one whole segment each. It always compiles its model: so both compiled, then each as it comes by default (Tilth
-  needs no compiler and does not compile), then neither compiled.
+- litgpt: `Loop.run` against `litgpt.pretrain.setup` in an environment of its own, from the same weights on the same
+  rows of one whole segment each. First each as it comes by default: litgpt compiles its model and takes 4 rows at a time,
+  Tilth does not compile and finds its micro-batches itself. Then litgpt in Tilth's micro-batches; then so with both
+  compiled, and with neither.
 - exact: accumulation against one big batch, a resumed run against an uninterrupted one, an exported model in
   `transformers` against the source.
 - quickstart: scores, time and memory of finished quickstart runs, given as `--quickstart RUN ...`.
@@ -55,6 +56,9 @@ from tilth.trial.peers import Peer, PeerMissing, environment, installed_versions
 HERE = Path(__file__).parent
 SMALL = TransformerConfig(layers=2, width=128, heads=2, feed_forward=352, context=256)
 SAME_LOSS = 2e-3  # nats, over the first steps: rounding, and nothing else, tells two equal computations apart
+# name: whether Tilth's model is compiled, and litgpt's; rows of litgpt's micro-batches (default 4; None: Tilth's)
+LITGPT_MODES = {"": (False, True, 4), "_same_micro_batches": (False, True, None), "_both_compiled": (True, True, None),
+                "_not_compiled": (False, False, None)}
 LITGPT = ["litgpt==0.5.13", f"torch=={torch.__version__.partition('+')[0]}"]
 GIB = 2**30
 
@@ -218,7 +222,7 @@ def litgpt_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in renamed.items()}
 
 
-def litgpt_job(run: Pretraining, steps: int, folder: Path) -> dict[str, Any]:
+def litgpt_job(run: Pretraining, steps: int, micro_rows: int, folder: Path) -> dict[str, Any]:
     """What the peer is told: the shape, the first weights, and the rows that our stream serves, in the same order."""
     model, optimizer = run.model.config, run.stage.optimizer
     batches = [batch for step in batches_of(run, steps) for batch in step]
@@ -230,22 +234,22 @@ def litgpt_job(run: Pretraining, steps: int, folder: Path) -> dict[str, Any]:
     return {"shape": {"layers": model.layers, "width": model.width, "heads": sizes.heads, "length": run.stage.length,
                       "feed_forward": sizes.feed_forward, "vocabulary": sizes.vocabulary},
             "parameters": model.parameters(), "weights": str(folder / "weights.safetensors"),
-            "rows": str(folder / "rows.npy"), "batch_rows": run.decided["micro_rows"], "steps": steps + 1,
-            "lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "betas": list(optimizer.betas),
-            "clip": run.stage.clip}
+            "rows": str(folder / "rows.npy"), "batch_rows": run.stage.rows, "micro_rows": micro_rows,
+            "steps": steps + 1, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay,
+            "betas": list(optimizer.betas), "clip": run.stage.clip}
 
 
 def litgpt(arguments: argparse.Namespace) -> list[Claim]:
-    modes = {"": (True, True), "_default": (False, True), "_not_compiled": (False, False)}
     try:
         python = environment("litgpt", LITGPT, arguments.environments)
     except PeerMissing as missing:
         return [Claim(f"loop_vs_litgpt{mode}", None, "ratio of tokens per CPU-second", "> 1", "litgpt", str(missing))
-                for mode in modes]
-    return [against_litgpt(python, mode, *compiled, arguments.rounds) for mode, compiled in modes.items()]
+                for mode in LITGPT_MODES]
+    return [against_litgpt(python, mode, *how, arguments.rounds) for mode, how in LITGPT_MODES.items()]
 
 
-def against_litgpt(python: Path, mode: str, ours_compiled: bool, compiled: bool, rounds: int) -> Claim:
+def against_litgpt(python: Path, mode: str, ours_compiled: bool, compiled: bool, micro: int | None,
+                   rounds: int) -> Claim:
     turn, warmup = 1, 2
     steps = turn * (rounds + warmup)
     model = quickstart_stage(1).model.model_copy(update={"tied": False})
@@ -253,8 +257,9 @@ def against_litgpt(python: Path, mode: str, ours_compiled: bool, compiled: bool,
                              optimizer=AdamW(lr=1e-3, weight_decay=0.0))
     if not (data() / "rows").exists():
         whole_rows(stage.length)
-    run = prepare(stage, f"litgpt{mode}", stage.rows, ours_compiled)
-    job = litgpt_job(run, steps, run.context.folder / "peer")
+    run = prepare(stage, f"litgpt{mode}", compiled=ours_compiled)
+    micro = min(micro or run.decided["micro_rows"], stage.rows)
+    job = litgpt_job(run, steps, micro, run.context.folder / "peer")
     losses: list[float] = []
     variables = {} if compiled else {"TORCHDYNAMO_DISABLE": "1"}
     with Peer(python, HERE / "peers" / "litgpt_pretrain.py", job, variables) as peer:
@@ -267,7 +272,8 @@ def against_litgpt(python: Path, mode: str, ours_compiled: bool, compiled: bool,
         paired = against(run.loop(), turn, other, rounds, warmup)
     apart = difference(losses_of(run), losses)
     version = installed_versions(python, ["litgpt"])["litgpt"]
-    how = "litgpt.pretrain.setup, its model " + ("compiled" if compiled else "not compiled (TORCHDYNAMO_DISABLE=1)")
+    how = (f"litgpt.pretrain.setup in micro-batches of {micro}, its model "
+           + ("compiled" if compiled else "not compiled (TORCHDYNAMO_DISABLE=1)"))
     ours = "compiled" if ours_compiled else "not compiled"
     return Claim(
         f"loop_vs_litgpt{mode}", paired.ratio, "ratio of tokens per CPU-second", "> 1", f"litgpt {version}",

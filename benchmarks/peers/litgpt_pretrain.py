@@ -40,7 +40,7 @@ class Turns(IterableDataset):
     """Rows (N, L + 1) one after another; before each turn it waits for the request, after it tells what it cost."""
 
     def __init__(self, rows: torch.Tensor, batch: int, waits: bool):
-        self.rows, self.batch, self.waits = rows, batch, waits
+        self.rows, self.batch, self.waits = rows, batch, waits  # batch: rows of a step
 
     def __iter__(self):
         at = 0
@@ -66,23 +66,23 @@ class Turns(IterableDataset):
 
 
 class Rows(DataModule):
-    def __init__(self, rows: torch.Tensor):
+    def __init__(self, rows: torch.Tensor, batch: int):
         super().__init__()
-        self.rows = rows
+        self.rows, self.batch = rows, batch
 
     def connect(self, tokenizer=None, batch_size=1, max_seq_length=None, **others):
-        self.batch = batch_size
+        self.micro = batch_size
 
     def train_dataloader(self):
-        return DataLoader(Turns(self.rows, self.batch, waits=True), batch_size=self.batch)
+        return DataLoader(Turns(self.rows, self.batch, waits=True), batch_size=self.micro)
 
     def val_dataloader(self):
-        return DataLoader(Turns(self.rows, self.batch, waits=False), batch_size=self.batch)
+        return DataLoader(Turns(self.rows, self.batch, waits=False), batch_size=self.micro)
 
 
 def main(job: dict) -> None:
     """job: shape (layers, width, heads, feed_forward, vocabulary, length), weights (safetensors under litgpt's names),
-    rows (.npy, (N, L + 1)), batch_rows, steps (more than will be asked for), lr, weight_decay, betas, clip,
+    rows (.npy, (N, L + 1)), batch_rows, micro_rows, steps (more than will be asked for), lr, weight_decay, betas, clip,
     parameters (to be equal)."""
     torch.set_num_threads(1)
     shape = job["shape"]
@@ -105,9 +105,9 @@ def main(job: dict) -> None:
         torch.save(load_file(job["weights"]), start / "lit_model.pth")
         pretrain.setup(
             model_name="same-shape", model_config=config, out_dir=Path(folder) / "out", precision="32-true",
-            initial_checkpoint_dir=start, data=Rows(rows), devices=1,
+            initial_checkpoint_dir=start, data=Rows(rows, job["batch_rows"]), devices=1,
             train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=job["batch_rows"],
-                            micro_batch_size=job["batch_rows"], max_tokens=tokens, max_norm=job["clip"],
+                            micro_batch_size=job["micro_rows"], max_tokens=tokens, max_norm=job["clip"],
                             min_lr=job["lr"], lr_warmup_steps=0, tie_embeddings=False),
             eval=EvalArgs(interval=10**9, max_iters=1, final_validation=False),
             optimizer={"class_path": "torch.optim.AdamW",
