@@ -10,9 +10,9 @@ text, curated and tokenized as the quickstart does it. Sections:
   the clock starts: for each batch `model.hidden`, `token_losses` summed and divided by the number of predicted tokens,
   `backward`, `loss.item()`; then `clip_grad_norm_`, `step`, `zero_grad`. Both must show the same losses.
 - litgpt: `Loop.run` against `litgpt.pretrain.setup` in an environment of its own, from the same weights on the same
-  rows of one whole segment each. First each as it comes by default: litgpt compiles its model and takes 4 rows at a time,
-  Tilth does not compile and finds its micro-batches itself. Then litgpt in Tilth's micro-batches; then so with both
-  compiled, and with neither.
+  rows of one whole segment each. First each as it comes by default: litgpt compiles its model and takes 4 rows at a
+  time, Tilth does not compile and finds its micro-batches itself. Then litgpt in Tilth's micro-batches; then so with
+  both compiled, and with neither.
 - exact: accumulation against one big batch, a resumed run against an uninterrupted one, an exported model in
   `transformers` against the source.
 - quickstart: scores, time and memory of finished quickstart runs, given as `--quickstart RUN ...`.
