@@ -153,16 +153,18 @@ class Ngrams:
 
         A loop, since every step depends on the last; but only over what repeats, a few of a hundred words.
         """
-        order = np.argsort(found.places, kind="stable")
-        known, free, size = set(), 0, found.size
+        order = np.argsort(found.places)
+        known, hits, free, size = set(), [], 0, found.size
         for place, group in zip(found.places[order].tolist(), found.group[order].tolist(), strict=True):
             if place < free:
                 continue
             if group in known:
-                row[self.document[place]] += self.ends[place + size] - self.ends[place]
+                hits.append(place)
                 free = place + size
             else:
                 known.add(group)
+        places = np.array(hits, np.int64)
+        np.add.at(row, self.document[places], self._span(places, size))
 
 
 class GopherRepetition(MeasuredSet):
