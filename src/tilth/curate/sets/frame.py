@@ -54,7 +54,8 @@ class MeasuredSet(Profiled):
     LIMITS: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def attribute(self) -> Attribute:
-        raise NotImplementedError
+        """The attribute that measures what the limits are on."""
+        raise NotImplementedError(f"{type(self).__name__} must define attribute().")
 
     def rules(self) -> list[Rule]:
         measured = self.attribute()
