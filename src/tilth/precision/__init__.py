@@ -1,0 +1,1 @@
+"""Number formats, group quantizers, low-precision training, and compressed weights."""
