@@ -14,6 +14,7 @@ from tilth.models.config import Pattern, TransformerConfig
 from tilth.models.norms import RMSNorm
 from tilth.models.parametrization import factors
 from tilth.models.rotary import Rotation, rotate
+from tilth.precision.activations import Linear
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ class Attention(nn.Module):
         s, bias = config.sizes(), config.biases
         self.head_width = s.head_width
         self.query_factor = factors(config).query
-        self.query = nn.Linear(config.width, s.heads * s.head_width, bias=bias)
-        self.key = nn.Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
-        self.value = nn.Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
-        self.out = nn.Linear(s.heads * s.head_width, config.width, bias=bias)
+        self.query = Linear(config.width, s.heads * s.head_width, bias=bias)
+        self.key = Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
+        self.value = Linear(source or config.width, s.kv_heads * s.head_width, bias=bias)
+        self.out = Linear(s.heads * s.head_width, config.width, bias=bias)
         self.query_norm = RMSNorm(s.head_width, config.norm_epsilon) if config.qk_norm else None
         self.key_norm = RMSNorm(s.head_width, config.norm_epsilon) if config.qk_norm else None
 

@@ -12,31 +12,37 @@ from tilth.models.config import TransformerConfig
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
 from tilth.models.rotary import Rotation
+from tilth.precision.activations import InMode, Linear, kept_in_fp8
 
 
-class SwiGLU(nn.Module):
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return F.silu(gate) * up
+
+
+class SwiGLU(nn.Module, InMode):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, width: int, hidden: int, bias: bool):
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=bias)
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.gate = Linear(width, hidden, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+        return self.down(kept_in_fp8(self.mode, gated, (self.gate(x_BLD), self.up(x_BLD))))
 
 
-class GELU(nn.Module):
+class GELU(nn.Module, InMode):
     """down(gelu(up(x))), with the exact Gaussian error linear unit."""
 
     def __init__(self, width: int, hidden: int, bias: bool):
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BLD)))
+        return self.down(kept_in_fp8(self.mode, F.gelu, (self.up(x_BLD),)))
 
 
 FEED_FORWARD = {"swiglu": SwiGLU, "gelu": GELU}

@@ -1,5 +1,6 @@
 """Normalisation layers. Shapes: x (..., D); statistics in float32 whatever the type of x."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilth.models.config import TransformerConfig
+from tilth.precision.activations import InMode, kept_in_fp8
 
 
 class _RMSNormOnCPU(torch.autograd.Function):
@@ -50,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.Module, InMode):
     """Root mean square normalisation (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
     def __init__(self, width: int, epsilon: float):
@@ -59,11 +61,22 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.epsilon)
+        return kept_in_fp8(self.mode, partial(rms_norm, epsilon=self.epsilon), (x,), self.weight)
+
+
+class LayerNorm(nn.LayerNorm, InMode):
+    """Layer normalisation (Ba et al. 2016, https://arxiv.org/abs/1607.06450)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        parameters = [one for one in (self.weight, self.bias) if one is not None]
+        return kept_in_fp8(self.mode, self._normed, (input,), *parameters)
+
+    def _normed(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 def build_norm(config: TransformerConfig) -> nn.Module:
     """The norm that the configuration names, over `width` features."""
     if config.norm == "rms":
         return RMSNorm(config.width, config.norm_epsilon)
-    return nn.LayerNorm(config.width, config.norm_epsilon, bias=config.biases)
+    return LayerNorm(config.width, config.norm_epsilon, bias=config.biases)
