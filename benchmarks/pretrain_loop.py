@@ -50,6 +50,7 @@ from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Context, Hardware, Recipe
 from tilth.train import Every, Loop
 from tilth.train.device import autocast
+from tilth.train.parallel import ParallelSettings
 from tilth.trial.bench import Claim, Paired, peak_memory_gib, run_sections, versions
 from tilth.trial.peers import Peer, PeerMissing, environment, installed_versions
 
@@ -93,7 +94,7 @@ def quickstart_stage(steps: int, **changes: Any) -> PretrainStage:
 
 
 def prepare(stage: PretrainStage, name: str, micro_rows: int | None = None, compiled: bool = False) -> Pretraining:
-    hardware = Hardware(device="cpu", micro_rows=micro_rows, compile=compiled)
+    hardware = Hardware(device="cpu", micro_rows=micro_rows, parallel=ParallelSettings(compile=compiled))
     return Pretraining(stage, Context(data(), data() / name, 0, hardware))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tilth.recipe.console import say
 from tilth.recipe.errors import BadInput, Interrupted, RunFailed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -22,13 +23,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable las
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes for curation.")]
 MicroRows = Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass (default: the most that fit).")]
+Compile = Annotated[bool, typer.Option(help="Compile the blocks of the model (needs a C++ compiler).")]
+Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: spread weights, gradients and moments over the "
+                                                     "processes (FSDP2), instead of a whole copy in each.")]
+Replicas = Annotated[int, typer.Option(min=1, help="With --shard: so many whole copies, each over a part of the "
+                                                   "processes (hybrid sharding).")]
+Tensor = Annotated[int, typer.Option(min=1, help="Under torchrun: processes that share the matrices of each block.")]
+RememberWhat = Annotated[str, typer.Option(help="What blocks keep for the backward pass: all, products (of matrices), "
+                                                "inputs. Less is less memory and more computation.")]
 Model = Annotated[Path, typer.Argument(help="A run, a model folder of Tilth, or a Llama-family folder.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 
 
-def _hardware(device: str = "auto", micro_rows: int | None = None, workers: int = 1, compile: bool = False) -> Any:
+def _hardware(device: str = "auto", micro_rows: int | None = None, workers: int = 1, **parallel: Any) -> Any:
     from tilth.stages import Hardware
-    return Hardware(device, micro_rows, workers, compile)
+    from tilth.train.parallel import settings_of
+    return Hardware(device, micro_rows, workers, settings_of(**parallel))
 
 
 def _finish(as_json: bool, result: Any) -> None:
@@ -42,23 +52,26 @@ def _command() -> str:
 
 @app.command()
 def run(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
-        micro_rows: MicroRows = None, workers: Workers = 1,
-        compile: Annotated[bool, typer.Option(help="Compile the model (needs a C++ compiler).")] = False,
+        micro_rows: MicroRows = None, workers: Workers = 1, compile: Compile = False, shard: Shard = False,
+        replicas: Replicas = 1, tensor: Tensor = 1, remember: RememberWhat = "all",
         new: Annotated[bool, typer.Option("--new", help="Remove an earlier run in the folder first.")] = False,
         as_json: Json = False) -> None:
     """The whole road of a recipe; interrupted, the same command goes on where it stopped."""
     from tilth.stages.commands import run_named
-    _finish(as_json, run_named(recipe, changes or [], folder, _hardware(device, micro_rows, workers, compile), new,
-                               _command()))
+    hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
+                         remember=remember)
+    _finish(as_json, run_named(recipe, changes or [], folder, hardware, new, _command()))
 
 
 @app.command()
 def pretrain(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
-             micro_rows: MicroRows = None, workers: Workers = 1, as_json: Json = False) -> None:
+             micro_rows: MicroRows = None, workers: Workers = 1, compile: Compile = False, shard: Shard = False,
+             replicas: Replicas = 1, tensor: Tensor = 1, remember: RememberWhat = "all", as_json: Json = False) -> None:
     """Only the pretrain stages of a recipe, and what they read."""
     from tilth.stages.commands import run_named
-    _finish(as_json, run_named(recipe, changes or [], folder, _hardware(device, micro_rows, workers), False,
-                               _command(), only="pretrain"))
+    hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
+                         remember=remember)
+    _finish(as_json, run_named(recipe, changes or [], folder, hardware, False, _command(), only="pretrain"))
 
 
 @app.command()
@@ -234,8 +247,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         word = "stopped" if isinstance(error, Interrupted) else "error"
-        print(f"tilth: {word}: {error}", file=sys.stderr)
+        say(f"tilth: {word}: {error}")
         sys.exit(2 if isinstance(error, BadInput) else 1 if isinstance(error, RunFailed) else 130)
     except KeyboardInterrupt:
-        print("tilth: stopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
+        say("tilth: stopped. What was finished is kept; run the same command again to go on.")
         sys.exit(130)

@@ -7,7 +7,7 @@ the policy's draw is a pure function of (seed, stretch), so the state is small: 
 Shapes: B rows, L positions, U units (pieces of a row) of a batch, P pieces of a stretch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,15 +49,16 @@ class PackedStream:
     """Batches of packed rows from a pool under a policy.
 
     `next(rows)` gives this process its `rows` of the next rows * world: with any number of processes the same rows
-    come in the same order. `log_folder`: where process 0 writes what was drawn (for `tilth trace`).
+    come in the same order. `log_folder`: where process 0 writes what was drawn (for `tilth trace`). `agree`: has every
+    process take the units that process 0 drew.
     """
 
     def __init__(self, pool: Pool, policy: Draws, row_length: int, seed: int, rank: int = 0, world: int = 1,
-                 log_folder: Path | None = None):
+                 log_folder: Path | None = None, agree: Callable[[np.ndarray], np.ndarray] = lambda units: units):
         if len(pool) == 0 or not len(pool.values("tokens")):
             raise BadInput(f"The pool {pool.folder} holds no tokens.")
         self.pool, self.policy, self.row_length, self.seed = pool, policy, row_length, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.agree = rank, world, agree
         self.log = DrawnLog(log_folder) if log_folder is not None and rank == 0 else None
         self.stretch = -1  # the stretch being served; nothing is drawn before the first batch is asked for
         self.row = self.served = 0  # next row of the stretch; rows of all stretches before it
@@ -122,7 +123,7 @@ class PackedStream:
     def _current(self) -> Pieces:
         """The pieces of the stretch being served; draws the next stretch when it is used up."""
         if self.pieces is None or self.row >= self.stretch_rows:
-            drawn = np.asarray(self.policy.draw(self.stretch + 1), np.int64)
+            drawn = self.agree(np.asarray(self.policy.draw(self.stretch + 1), np.int64))
             self.served, self.row = self.served + self.stretch_rows, 0
             self.stretch += 1
             self._lay_out(drawn)

@@ -3,6 +3,8 @@
 Shapes: B rows, L positions, S memory positions, D width, F hidden width.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from tilth.models.cache import Cache
 from tilth.models.config import TransformerConfig
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
+from tilth.models.remember import Remember, remembering
 from tilth.models.rotary import Rotation
 from tilth.precision.activations import InMode, Linear, kept_in_fp8
 
@@ -49,7 +52,12 @@ FEED_FORWARD = {"swiglu": SwiGLU, "gelu": GELU}
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm x), then memory if the model cross-attends, then x + feed_forward(norm x)."""
+    """One layer: x + attention(norm x), then memory if the model cross-attends, then x + feed_forward(norm x).
+
+    remember: what is kept for the backward pass; how a block runs, not what it is.
+    """
+
+    remember: Remember = "all"
 
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
@@ -67,6 +75,26 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None = None,
                 memory_BSD: Tensor | None = None, memory_seen: Sight | None = None) -> Tensor:
         """The residual stream after this layer, (B, L, D)."""
+        return remembering(self.remember, self._forward, x_BLD, seen, rotation, cache, memory_BSD, memory_seen)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The modules that `torch.compile` takes one by one: no shape in them depends on how units fall into rows."""
+        return [self.attention_norm, self.feed_forward_norm, self.feed_forward]
+
+    def tensor_plan(self) -> dict[str, Any]:
+        """How tensor parallelism splits the matrices (Shoeybi et al. 2019): the first of each branch by heads or hidden
+        features, the second by its inputs."""
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+        branches = ["attention", *(["cross_attention"] if hasattr(self, "cross_attention") else [])]
+        plan: dict[str, Any] = {f"{branch}.{name}": ColwiseParallel() for branch in branches
+                                for name in ("query", "key", "value")}
+        plan |= {f"{branch}.out": RowwiseParallel() for branch in branches}
+        plan |= {f"feed_forward.{name}": ColwiseParallel() for name in ("gate", "up")
+                 if hasattr(self.feed_forward, name)}
+        return {**plan, "feed_forward.down": RowwiseParallel()}
+
+    def _forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None,
+                 memory_BSD: Tensor | None, memory_seen: Sight | None) -> Tensor:
         branch = self.attention(self.attention_norm(x_BLD), seen, rotation, cache=cache, layer=self.layer)
         x_BLD = self._add(x_BLD, branch)
         if memory_BSD is not None and memory_seen is not None:

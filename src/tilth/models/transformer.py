@@ -9,6 +9,7 @@ unless tied.
 """
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,18 @@ from tilth.models.cache import Cache, no_grad_needed
 from tilth.models.config import TransformerConfig
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
+from tilth.models.remember import Remember
 from tilth.models.rotary import rotation
 from tilth.recipe import BadInput
 
 
 class Transformer(nn.Module):
-    """`model(tokens) -> logits (B, L, V)`; see `hidden` for the other arguments."""
+    """`model(tokens) -> logits (B, L, V)`; see `hidden` for the other arguments.
+
+    `blocks`, `spread_methods`, `tensor_plan` and `remember` are what `tilth.train.parallel` asks of a model.
+    """
+
+    spread_methods = ("hidden",)
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -123,6 +130,31 @@ class Transformer(nn.Module):
         """What the parametrization makes of the rates of parameter groups, by name."""
         mup = self.config.mup
         return {} if mup is None else {"matrices": mup.base_width / self.config.width}
+
+    @property
+    def remember(self) -> Remember:
+        """What blocks keep for their backward pass."""
+        return self._all_blocks()[0].remember
+
+    @remember.setter
+    def remember(self, remember: Remember) -> None:
+        for block in self._all_blocks():
+            block.remember = remember
+
+    def tensor_plan(self, processes: int) -> list[tuple[nn.Module, dict[str, Any]]]:
+        """Each block with the plan that splits its matrices over `processes`."""
+        sizes = self.config.sizes()
+        for name, size in (("heads", sizes.heads), ("kv_heads", sizes.kv_heads), ("feed_forward", sizes.feed_forward)):
+            if size % processes:
+                raise BadInput(f"`model.{name}` is {size}, which --tensor {processes} does not divide; choose another "
+                               f"number of processes for each block, or other sizes.")
+        if self.config.qk_norm:
+            raise BadInput("`model.qk_norm` norms each head with one shared weight, which --tensor would split; set it "
+                           "to false, or train without --tensor.")
+        return [(block, block.tensor_plan()) for block in self._all_blocks()]
+
+    def _all_blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _embed(self, tokens: Tensor | None, embeddings: Tensor | None) -> Tensor:
         if (tokens is None) == (embeddings is None):

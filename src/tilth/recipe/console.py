@@ -4,8 +4,18 @@ import sys
 import time
 
 
+_quiet = False
+
+
+def hush() -> None:
+    """Say nothing more in this process: one of several, of which the first speaks."""
+    global _quiet
+    _quiet = True
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if not _quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +47,7 @@ class Progress:
 
     def update(self, done: float, note: str = "") -> None:
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else 10) and done < self.total:
+        if _quiet or (now - self.shown < (0.2 if self.live else 10) and done < self.total):
             return
         self.shown = now
         rate = (done - self.start_done) / max(now - self.start, 1e-9)

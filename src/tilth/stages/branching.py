@@ -18,7 +18,7 @@ from tilth.data.trace import FOLDER, PIECE, DrawnLog
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, writing
 from tilth.recipe.frame import Config
-from tilth.train.checkpoint import Checkpoints, load_state
+from tilth.train.checkpoint import Checkpoints, Layout, load_state
 
 if TYPE_CHECKING:
     from tilth.stages.pretrain import PretrainStage
@@ -58,17 +58,20 @@ class Branch:
         return {**BEGINNING, "first_step": self.step, "first_row": self.decided["first_row"] + rows if goes_on else 0,
                 "tokens_before": self.decided["tokens_before"] + rows * self.fields["length"]}
 
-    def origin(self, stream: PackedStream, optimizers: dict[str, torch.optim.Optimizer], drawn: Path) -> dict[str, Any]:
-        """The state to begin from. Rates and decays are this stage's; where the policy differs, what is left of the
+    def origin(self, stream: PackedStream, optimizers: dict[str, torch.optim.Optimizer], drawn: Path,
+               layout: Layout | None = None, main: bool = True) -> dict[str, Any]:
+        """The state to begin from; the log of what was drawn is carried over by the first process (`main`). Rates and decays are this stage's; where the policy differs, what is left of the
         source's stretch is handed back and drawn anew by the new policy; another input is read from its beginning."""
-        state = load_state(self.folder)
+        state = load_state(self.folder, layout)
         for name, optimizer in optimizers.items():
             state["optimizers"][name] = with_settings(state["optimizers"][name], optimizer.state_dict())
-        shutil.rmtree(drawn, ignore_errors=True)
+        if main:
+            shutil.rmtree(drawn, ignore_errors=True)
         if self._same("input", "length"):
-            shutil.copytree(self.source / FOLDER, drawn)
+            if main:
+                shutil.copytree(self.source / FOLDER, drawn)
             if not self._same("policy"):
-                state["stream"] = hand_back(stream, state["stream"], drawn)
+                state["stream"] = hand_back(stream, state["stream"], drawn if main else None)
         else:
             state["stream"] = stream.state_dict()
         return state
@@ -103,7 +106,7 @@ def _free(policy: Any, units: np.ndarray) -> None:
     policy.tokens_drawn -= np.bincount(policy.source[units], policy.tokens[units], sources).astype(np.int64)
 
 
-def hand_back(stream: PackedStream, state: dict[str, Any], drawn: Path) -> dict[str, Any]:
+def hand_back(stream: PackedStream, state: dict[str, Any], drawn: Path | None) -> dict[str, Any]:
     """The state of a stream in the middle of a stretch, under another policy: units that were drawn but not yet served
     are free again, the log is cut after what was served, and the next row begins a stretch of the new policy."""
     fresh = stream.policy.state_dict()
@@ -112,7 +115,7 @@ def hand_back(stream: PackedStream, state: dict[str, Any], drawn: Path) -> dict[
     stream.load_state_dict({**state, "policy": {**shared, **parts, "owed": fresh["owed"], "budget": fresh["budget"]}})
     _free(stream.policy, stream.give_up_rest())
     end = stream.rows
-    for _, path in DrawnLog(drawn).files()[-1:]:
+    for _, path in DrawnLog(drawn).files()[-1:] if drawn else []:
         table = np.load(path, allow_pickle=False).astype(PIECE)
         with writing(path) as file:
             np.save(file, table[table["row"] < end])

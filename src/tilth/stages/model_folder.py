@@ -22,12 +22,13 @@ class StoredModel(Config):
     model: one_of(ModelConfig, MODELS)  # type: ignore[valid-type]
 
 
-def save_model(folder: Path, model: Any, tokenizer: Tokenizer | None) -> None:
-    """Write the folder, whole or not at all. A tied matrix is stored once."""
+def save_model(folder: Path, model: Any, tokenizer: Tokenizer | None, state: dict[str, Any] | None = None) -> None:
+    """Write the folder, whole or not at all. A tied matrix is stored once. state: that of a model whose tensors are
+    spread over processes, brought together."""
     with writing_folder(folder) as beside:
         write_json(beside / "config.json", {"format": FORMAT, "version": 1,
                                             "model": model.config.model_dump(mode="json")})
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in (state or model.state_dict()).items()}
         save_file(tensors, beside / "model.safetensors")
         if tokenizer is not None:
             tokenizer.save(beside)

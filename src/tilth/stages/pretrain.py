@@ -28,18 +28,24 @@ from tilth.stages.model_folder import save_model
 from tilth.stages.stage import Context, Stage
 from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
 from tilth.train.device import matmul_peak, peak_memory, pick_device, resolve_precision
+from tilth.train.metrics import Metrics, NoMetrics
 from tilth.train.micro import largest_micro_batch
+from tilth.train.parallel import Parallel
+from tilth.train.spread import whole_state
 from tilth.train.stability import Stability
 
 
 class CheckpointConfig(Config):
-    """When to write checkpoints (besides the last step) and how many to keep: the newest `keep`, and for ever one each
-    `keep_every` steps, from which other stages can branch."""
+    """When to write checkpoints (besides the last step) and how many to keep: the newest `keep`, for ever one each
+    `keep_every` steps, from which other stages can branch, and the best by held-out bits per byte, if `keep_best`.
+    background: write from copies in memory while training goes on."""
 
     seconds: float = Field(120.0, gt=0)
     steps: int | None = Field(None, ge=1)
     keep: int = Field(2, ge=1)
     keep_every: int | None = Field(None, ge=1)
+    keep_best: bool = False
+    background: bool = False
 
     @model_validator(mode="after")
     def _meets(self) -> "CheckpointConfig":
@@ -59,6 +65,7 @@ class PretrainStage(Stage):
     """
 
     uses_seed: ClassVar[bool] = True
+    every_process: ClassVar[bool] = True
     kind: str = "pretrain"
     input: str = "tokenize"
     model: one_of(ModelConfig, MODELS) = TransformerConfig()  # type: ignore[valid-type]
@@ -115,7 +122,9 @@ class Pretraining:
 
     def __init__(self, stage: PretrainStage, context: Context):
         self.stage, self.context = stage, context
-        self.device = pick_device(context.hardware.device)
+        self.processes = context.processes
+        several = self.processes.world > 1
+        self.device = pick_device(context.hardware.device, self.processes.local_rank if several else None)
         self.precision = resolve_precision(stage.precision, self.device)
         self.pool_folder = context.input(stage.input)
         self.pool = Pool.open(self.pool_folder)
@@ -123,23 +132,24 @@ class Pretraining:
         self.learner.to(self.device)
         self.model: Any = self.learner.modules["model"]
         self.policy = stage.policy.build(self.pool, context.seed)
-        self.stream = PackedStream(self.pool, self.policy, stage.length, context.seed,
-                                   log_folder=context.folder / "drawn")
+        self.stream = PackedStream(self.pool, self.policy, stage.length, context.seed, self.processes.data_rank,
+                                   self.processes.data_world, context.folder / "drawn" if self.processes.main else None,
+                                   self.processes.agree)
         self.branch = Branch(stage, context.input(stage.branch_from.stage)) if stage.branch_from else None
-        self.decided = self._decide()
+        self.decided = self.processes.tell(self._decide() if self.processes.main else None)
+        if self.decided["advice"] is not None:
+            self.stage = settled(stage, self.decided["advice"])
 
     def _decide(self) -> dict[str, Any]:
         """Steps and micro-batch: worked out once, before step 0, written down, and kept by every resumption."""
         path = self.context.folder / "budget.json"
         if path.exists():
             decided = {**BEGINNING, **read_json(path)}
-            if decided["advice"] is not None:
-                self.stage = settled(self.stage, decided["advice"])
-            return decided
+            return {**decided, "micro_rows": self._fitting(decided["rows"], decided["micro_rows"])}
         advice = self._advice() if wants_advice(self.stage) else None
         stage, rows = self.stage, self.stage.rows
         micro = self.context.hardware.micro_rows or largest_micro_batch(
-            self.learner, self._plain_stream(), rows, self.precision, self.device)
+            self.learner, self._plain_stream(), self._share(rows), self.precision, self.device)
         seconds = self._probe(micro) if stage.budget.minutes else None
         flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
         tokens = len(self.pool.values("tokens"))
@@ -150,6 +160,18 @@ class Pretraining:
                    "seconds_per_step_probed": seconds, **beginning, "advice": advice}
         write_json(path, decided)
         return decided
+
+    def _share(self, rows: int) -> int:
+        """Rows of a step for each process."""
+        if rows % self.processes.data_world:
+            raise BadInput(f"A batch of {rows} rows cannot be shared by {self.processes.data_world} processes: choose "
+                           f"another `batch_tokens`, `length` or number of processes.")
+        return rows // self.processes.data_world
+
+    def _fitting(self, rows: int, micro: int) -> int:
+        """The micro-batch of a run that goes on, perhaps with another number of processes: at most as large."""
+        share = self._share(rows)
+        return max(size for size in range(1, micro + 1) if share % size == 0)
 
     def _advice(self) -> dict[str, Any]:
         """Settle what the recipe left to the advisor."""
@@ -185,20 +207,29 @@ class Pretraining:
             clip=stage.clip, precision=self.precision, device=self.device, checkpoint_seconds=stage.checkpoint.seconds,
             checkpoint_steps=stage.checkpoint.steps or stage.checkpoint.keep_every)
         identity = {**stage.model_dump(mode="json"), "seed": self.context.seed, "version": stage.version}
-        if self.context.hardware.compile:
-            self.model.hidden = torch.compile(self.model.hidden)
+        parallel = Parallel(self.learner, self.processes, self.context.hardware.parallel, self.precision, self.device)
         optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
                       for name in self.learner.updates}
         loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
-                    Checkpoints(folder / "checkpoints", identity, stage.checkpoint.keep, stage.checkpoint.keep_every),
-                    MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]), self._hooks(),
-                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics])
+                    self._checkpoints(identity), self._metrics(), self._hooks(),
+                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics], parallel)
         loop.go_on = self.context.command or loop.go_on
         loop.judge = stage.stability.build() if stage.stability else None
         if self.branch is not None and not loop.checkpoints.steps():
-            loop.origin = self.branch.origin(self.stream, optimizers, folder / "drawn")
+            loop.origin = self.branch.origin(self.stream, optimizers, folder / "drawn", loop.layout(),
+                                             self.processes.main)
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend))
         return loop
+
+    def _checkpoints(self, identity: dict[str, Any]) -> Checkpoints:
+        keep = self.stage.checkpoint
+        return Checkpoints(self.context.folder / "checkpoints", identity, keep.keep, keep.keep_every, keep.keep_best,
+                           keep.background, self.processes)
+
+    def _metrics(self) -> Metrics:
+        folder = self.context.folder
+        return MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]) if (
+            self.processes.main) else NoMetrics()
 
     def _hooks(self) -> list[Every]:
         every = self.stage.held_out_every
@@ -219,7 +250,10 @@ class Pretraining:
             at = loop.run()
         finally:
             loop.metrics.close()
-        save_model(self.context.folder / "model", self.model, self.pool.tokenizer())
+        state = whole_state(self.model)
+        if not self.processes.main:
+            return {}
+        save_model(self.context.folder / "model", self.model, self.pool.tokenizer(), state)
         return self._summary(loop, vars(at))
 
     def _summary(self, loop: Loop, at: dict[str, Any]) -> dict[str, Any]:
@@ -236,8 +270,9 @@ class Pretraining:
             "tokens_per_second": at["tokens"] / max(at["seconds"], 1e-9), "padded": self.stream.padded,
             "split_units": self.stream.split,
             "peak_memory_bytes": peak_memory(self.device), "matmul_flops_per_second": peak,
-            "utilisation": at["flops"] / max(at["seconds"], 1e-9) / peak, "precision": self.precision,
+            "utilisation": at["flops"] / max(at["seconds"], 1e-9) / peak / self.processes.world, "precision": self.precision,
             "device": str(self.device), "micro_rows": self.decided["micro_rows"], "threads": torch.get_num_threads(),
+            "processes": self.processes.world, "parallel": vars(self.context.hardware.parallel),
             "final_loss": [line["loss"] for line in lines if "loss" in line][-1],
             "held_out_bits_per_byte": held_out[-1]["bits_per_byte"] if held_out else None,
             "sources": {one["source"]: {"tokens": one["tokens"], "units": one["units"], "documents": one["documents"],

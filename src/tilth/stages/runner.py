@@ -14,11 +14,12 @@ import yaml
 
 import tilth
 from tilth.data.locations import remembering
-from tilth.recipe.console import duration, say
+from tilth.recipe.console import duration, hush, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import locked, read_json, write_bytes, write_json
 from tilth.report import write_report
 from tilth.stages.stage import Context, Hardware, Recipe, Stage
+from tilth.train.processes import Processes, start_processes
 
 
 def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, new: bool = False,
@@ -27,7 +28,50 @@ def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, n
 
     Raises BadInput where the folder holds a run of another recipe (unless `new`, which removes that run), Interrupted
     on a stop request, RunFailed where the work went wrong. The report page is written in every case.
+
+    Started by torchrun or srun, the first process runs every stage and the others join those that are for all.
     """
+    hardware = hardware or Hardware()
+    processes = start_processes(hardware.device, hardware.parallel.tensor)
+    if not processes.main:
+        return _follow(recipe, folder, hardware, command, processes)
+    together = Together(processes)
+    try:
+        return _lead(recipe, folder, hardware, new, command, together)
+    finally:
+        together.end()
+
+
+class Together:
+    """What the first process has the others do: run a stage, or end. After a failure within a stage of all there is
+    nobody left to be told."""
+
+    def __init__(self, processes: Processes):
+        self.processes, self.inside = processes, False
+
+    def run(self, stage: Stage, name: str, context: Context) -> dict[str, Any]:
+        if stage.every_process:
+            self.processes.tell(name)
+            self.inside = True
+        summary = stage.run(context)
+        self.inside = False
+        return summary
+
+    def end(self) -> None:
+        if not self.inside:
+            self.processes.tell(None)
+
+
+def _follow(recipe: Recipe, folder: Path, hardware: Hardware, command: str, processes: Processes) -> dict[str, Any]:
+    """A process that is not the first: join the stages it is told of, and write nothing of its own."""
+    hush()
+    while (name := processes.tell()) is not None:
+        recipe.stages[name].run(Context(folder, folder / name, recipe.seed, hardware, command, processes))
+    return {}
+
+
+def _lead(recipe: Recipe, folder: Path, hardware: Hardware, new: bool, command: str,
+          together: Together) -> dict[str, Any]:
     order = recipe.order()
     busy = BadInput(f"Another tilth process is working in {folder}. Wait for it, stop it, or choose another folder "
                     f"with --folder.")
@@ -38,7 +82,7 @@ def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, n
         dumped = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_bytes(folder / "recipe.yaml", dumped.encode())
         try:
-            return {name: _run_stage(recipe, name, folder, hardware or Hardware(), command) for name in order}
+            return {name: _run_stage(recipe, name, folder, hardware, command, together) for name in order}
         finally:
             _write_run_manifest(recipe, folder)
             write_report(folder)
@@ -79,7 +123,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def _run_stage(recipe: Recipe, name: str, run: Path, hardware: Hardware, command: str) -> dict[str, Any]:
+def _run_stage(recipe: Recipe, name: str, run: Path, hardware: Hardware, command: str,
+               together: Together) -> dict[str, Any]:
     stage, folder = recipe.stages[name], run / name
     inputs = [*stage.files(), *[{"stage": one, "result": _result_of(run / one)} for one in stage.reads()]]
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
@@ -99,7 +144,8 @@ def _run_stage(recipe: Recipe, name: str, run: Path, hardware: Hardware, command
     write_json(folder / "manifest.json", manifest)
     start = time.monotonic()
     try:
-        manifest["summary"] = stage.run(Context(run, folder, recipe.seed, hardware, command))
+        context = Context(run, folder, recipe.seed, hardware, command, together.processes)
+        manifest["summary"] = together.run(stage, name, context)
     finally:
         manifest["seconds"] += time.monotonic() - start
         write_json(folder / "manifest.json", manifest)

@@ -11,16 +11,19 @@ from pydantic import Field, field_validator
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
 from tilth.recipe.frame import Config, nearest, one_of
+from tilth.train.parallel import ParallelSettings
+from tilth.train.processes import Processes
 
 
 @dataclass
 class Hardware:
-    """Arguments of a run that are not part of what its result is."""
+    """Arguments of a run that are not part of what its result is. workers: processes for curation; parallel: how
+    training is spread over the processes that torchrun or srun started."""
 
     device: str = "auto"
     micro_rows: int | None = None
     workers: int = 1
-    compile: bool = False
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Context:
     seed: int = 0
     hardware: Hardware = field(default_factory=Hardware)
     command: str = ""
+    processes: Processes = field(default_factory=Processes)
 
     def input(self, name: str) -> Path:
         """The folder of an earlier stage of the same run."""
@@ -47,6 +51,7 @@ class Stage(Config):
 
     version: ClassVar[int] = 1
     uses_seed: ClassVar[bool] = False
+    every_process: ClassVar[bool] = False  # whether all processes of a run run it together, or the first alone
     kind: str = ""
 
     def reads(self) -> list[str]:

@@ -16,9 +16,12 @@ from tilth.recipe.errors import BadInput
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
+    """The device by name; local_rank: of this process among several on one machine, each with a device of its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

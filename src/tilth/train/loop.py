@@ -17,12 +17,16 @@ from tilth.recipe.errors import BadInput, Diverged, Interrupted, RunFailed
 from tilth.train.checkpoint import Checkpoints
 from tilth.train.device import autocast, keep_freed_memory
 from tilth.train.learner import FirstPass, Learner
-from tilth.train.metrics import MetricsLog
+from tilth.train.metrics import Metrics
+from tilth.train.parallel import Parallel, ParallelSettings
+from tilth.train.processes import Processes
+from tilth.train.spread import clip_gradients, is_spread
 from tilth.train.stopping import StopRequest
 
 
 class Stream(Protocol):
-    """Where batches come from; rows of successive calls are the same however they are grouped into calls."""
+    """Where batches come from; rows of successive calls are the same however they are grouped into calls. Among several
+    processes, `next` gives this one its rows, and `observe` is told of the units of all."""
 
     def next(self, rows: int) -> Batch: ...
 
@@ -49,10 +53,13 @@ class Judge(Protocol):
 Hook = Callable[["Loop"], dict[str, Any] | None]
 Figures = Callable[[], dict[str, float]]
 
+PER_UNIT = ("unit_id", "source", "weight")  # what processes tell each other of their batches before a second pass
+
 
 @dataclass
 class Every:
-    """A hook called after every `steps` steps and after the last; what it returns becomes a line of the metrics."""
+    """A hook called after every `steps` steps and after the last; what it returns becomes a line of the metrics. One
+    with an attribute `score` (lower is better) says by it which checkpoint is the best."""
 
     steps: int
     hook: Hook
@@ -60,7 +67,7 @@ class Every:
 
 @dataclass
 class LoopSettings:
-    """steps: the step to end at; rows: of a global batch; micro_rows: of one forward pass, divides `rows`;
+    """steps: the step to end at; rows: of a global batch; micro_rows: of one forward pass of one process;
     batch_tokens: positions of a step; first_step, tokens_before: where the run began, if it branched from another."""
 
     steps: int
@@ -93,11 +100,15 @@ class Loop:
     stop, after writing one. figures: asked after every step, what they return joins the step's line of the metrics."""
 
     def __init__(self, learner: Learner, stream: Stream, optimizers: dict[str, torch.optim.Optimizer],
-                 schedule: Schedule, settings: LoopSettings, checkpoints: Checkpoints, metrics: MetricsLog,
+                 schedule: Schedule, settings: LoopSettings, checkpoints: Checkpoints, metrics: Metrics,
                  hooks: list[Every] | None = None, first_passes: list[FirstPass] | None = None,
-                 figures: list[Figures] | None = None):
-        if settings.rows % settings.micro_rows:
-            raise BadInput(f"`micro_rows` ({settings.micro_rows}) must divide the batch of {settings.rows} rows.")
+                 figures: list[Figures] | None = None, parallel: Parallel | None = None):
+        self.parallel = parallel or Parallel(learner, Processes(), ParallelSettings())
+        self.processes = self.parallel.processes
+        self.micro_batches, left = divmod(settings.rows, settings.micro_rows * self.processes.data_world)
+        if left:
+            raise BadInput(f"`micro_rows` ({settings.micro_rows}) times {self.processes.data_world} processes must "
+                           f"divide the batch of {settings.rows} rows.")
         self.learner, self.stream, self.optimizers, self.schedule = learner, stream, optimizers, schedule
         self.settings, self.checkpoints, self.metrics, self.hooks = settings, checkpoints, metrics, hooks or []
         self.figures = figures or []
@@ -116,46 +127,56 @@ class Loop:
             while self.at.step < self.settings.steps:
                 line = self.step()
                 self.metrics.write(line)
-                self._call_hooks()
+                better = self._call_hooks()
                 bar.update(self.at.step, f"loss {line['loss']:.3f}  {quantity(line['tokens_per_second'])} tokens/s")
-                due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
-                if stop.asked or due or self._checkpoint_step() or self.at.step == self.settings.steps:
+                stopping, due = self.processes.any(
+                    stop.asked is not None, time.monotonic() - saved_at >= self.settings.checkpoint_seconds)
+                if stopping or due or better or self._checkpoint_step() or self.at.step == self.settings.steps:
                     path = self.save()
                     saved_at = time.monotonic()
-                if stop.asked and self.at.step < self.settings.steps:
-                    raise Interrupted(f"Stopped by {stop.asked} at step {self.at.step} of {self.settings.steps}; the "
+                if stopping and self.at.step < self.settings.steps:
+                    self.checkpoints.wait()
+                    raise Interrupted(f"Stopped by {stop.asked or 'another process'} at step {self.at.step} of {self.settings.steps}; the "
                                       f"checkpoint is {path}. To go on, {self.go_on}.")
+        self.checkpoints.wait()
         return self.at
 
     def _checkpoint_step(self) -> bool:
         return bool(self.settings.checkpoint_steps) and self.at.step % (self.settings.checkpoint_steps or 1) == 0
 
-    def _call_hooks(self) -> None:
+    def _call_hooks(self) -> bool:
+        """Call the hooks that are due; returns whether one of them found the model the best so far."""
+        better = False
         for every in self.hooks:
             if self.at.step % every.steps == 0 or self.at.step == self.settings.steps:
                 extra = every.hook(self)
                 if extra:
                     self.metrics.write({**vars(self.at), **extra})
+                score = getattr(every.hook, "score", None)
+                better |= score is not None and self.checkpoints.better(self.at.step, score)
+        return better
 
     def step(self) -> dict[str, Any]:
         """One step: all updates of the learner on one global batch. Returns its line of the metrics."""
         start, cpu_start = time.perf_counter(), time.process_time()
-        micro = self.settings.micro_rows
-        batches = [self._to_device(self.stream.next(micro)) for _ in range(self.settings.rows // micro)]
+        batches = [self._to_device(self.stream.next(self.settings.micro_rows)) for _ in range(self.micro_batches)]
         lr = self._set_rates()
         line: dict[str, Any] = {}
         for update in self.learner.updates:
             line |= self._update(update, batches)
         self.learner.after_step(self.at.step)
         tokens = int(line.pop("count"))
-        flops = [self.learner.flops(batch) for batch in batches]
+        mine = sum(self.learner.flops(batch) or 0.0 for batch in batches)
+        flops, empty, positions = self.processes.total([mine, *padding(batches)])
+        [cpu_seconds] = self.processes.total([time.process_time() - cpu_start], everyone=True)
         seconds = time.perf_counter() - start
         at = self.at
-        self.at = Progressed(at.step + 1, at.tokens + tokens, at.flops + sum(value or 0.0 for value in flops),
-                             at.seconds + seconds, at.cpu_seconds + time.process_time() - cpu_start)
+        self.at = Progressed(at.step + 1, at.tokens + tokens, at.flops + flops, at.seconds + seconds,
+                             at.cpu_seconds + cpu_seconds)
         judged = [] if self.judge is None else [self.judge.figures]
         more = {name: value for figures in [*self.figures, *judged] for name, value in figures().items()}
-        return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padding(batches), **more}
+        padded = {"padded": empty / positions} if positions else {}
+        return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padded, **more}
 
     def spend(self, flops: float) -> None:
         """Count FLOPs that something beside the steps needs (a probe, a scorer) as part of the run's."""
@@ -178,17 +199,22 @@ class Loop:
         self.learner.modules.zero_grad(set_to_none=True)
         batches = self._look_first(update, batches)
         counts = [self.learner.count(update, batch) for batch in batches]
-        whole = sum(float((batch["weight"] * count).sum()) for batch, count in zip(batches, counts, strict=True))
+        weighted = sum(float((batch["weight"] * count).sum()) for batch, count in zip(batches, counts, strict=True))
+        whole, predictions = self.processes.total([weighted, sum(float(count.sum()) for count in counts)])
         if whole <= 0:
             raise RunFailed(f"Step {self.at.step + 1} has nothing to learn from: the weights or the counts of all its "
                             f"units are 0.")
-        predictions = sum(float(count.sum()) for count in counts)
-        sums = {"loss": 0.0, "count": 0.0}
+        sums, seen = {"loss": 0.0, "count": 0.0}, []
         for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             share = float(count.sum()) / predictions
-            self._accumulate(update, index, batch, count, whole, share, len(batches), sums)
+            with self.parallel.accumulating(last=index == len(batches) - 1):
+                seen.append(self._accumulate(update, index, batch, count, whole, share, sums))
         parameters = [p for group in self.optimizers[update].param_groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
+        self.parallel.reduce(parameters)
+        norm = clip_gradients(parameters, self.settings.clip or math.inf)
+        sums = dict(zip(sums, self.processes.total(list(sums.values())), strict=True))
+        if update == self.learner.updates[0]:
+            self._observe(seen)
         loss = sums.pop("loss") / max(sums["count"], 1.0)
         if self._allowed(update, loss, norm):
             self.optimizers[update].step()
@@ -206,39 +232,56 @@ class Loop:
         return allowed
 
     def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, share: float,
-                    micro_batches: int, sums: dict[str, float]) -> None:
+                    sums: dict[str, float]) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch, which holds `share` of the predictions of the global batch; adds
-        its loss, count and penalties to `sums`."""
+        its loss, count and penalties to `sums`, and returns the mean loss of each of its units."""
         with autocast(self.settings.precision, self.settings.device):
             loss = self.learner.loss(update, batch, self._rng(update, index))
-        if loss.couples == "batch" and micro_batches > 1:
-            raise BadInput("This objective couples the units of a batch, so a batch cannot be split: "
-                           "set micro_rows to the whole batch, or give the learner a first pass.")
+        if loss.couples == "batch" and self.micro_batches * self.processes.data_world > 1:
+            raise BadInput("This objective couples the units of a batch, so a batch cannot be split: set micro_rows to "
+                           "the whole batch of one process, or give the learner a first pass.")
         penalty = sum((term * share for term in loss.terms.values()), torch.zeros((), device=loss.total.device))
         ((batch["weight"] * loss.total).sum() / whole + penalty).backward()
         sums["loss"] += float(loss.total.detach().sum())
         sums["count"] += float(count.sum())
         for name, term in loss.terms.items():
             sums[name] = sums.get(name, 0.0) + float(term.detach()) * share
-        if update == self.learner.updates[0]:
-            self.stream.observe(batch["unit_id"].cpu(), (loss.total.detach() / count.clamp(min=1)).cpu())
+        return {"unit_id": batch["unit_id"], "loss": loss.total.detach() / count.clamp(min=1)}
+
+    def _observe(self, seen: list[dict[str, Tensor]]) -> None:
+        """Tell the stream, on every process, of the units of the global batch, in the order of one process alone."""
+        for micro in seen:
+            for part in self.processes.gather(micro):
+                self.stream.observe(part["unit_id"].cpu(), part["loss"].cpu())
 
     def _look_first(self, update: str, batches: list[Batch]) -> list[Batch]:
         """Run the first passes, each over the whole global batch without gradient, and join their results."""
         for first_pass in self.first_passes:
             if self.at.step < getattr(first_pass, "starts", 0):
                 continue
-            results = []
+            results: list[dict[str, Tensor]] = []
+            everyone: list[Batch] = []
+            spent = 0.0
             for index, batch in enumerate(batches):
                 with torch.no_grad(), autocast(self.settings.precision, self.settings.device):
-                    results.append(first_pass.first(self.learner, update, batch, self._rng(update, index)))
-                self.at.flops += (self.learner.flops(batch) or 0.0) / 3  # a forward pass is a third of training
-            extras = first_pass.between(results, batches)
+                    result = first_pass.first(self.learner, update, batch, self._rng(update, index))
+                results += self.processes.gather(result)
+                everyone += self._everyone(batch)
+                spent += (self.learner.flops(batch) or 0.0) / 3  # a forward pass is a third of training
+            self.at.flops += sum(self.processes.total([spent]))
+            extras = first_pass.between(results, everyone)[self.processes.data_rank::self.processes.data_world]
             batches = [{**batch, **extra} for batch, extra in zip(batches, extras, strict=True)]
         return batches
 
+    def _everyone(self, batch: Batch) -> list[Batch]:
+        """The micro-batches of all processes, in order: this one's own whole, of the others what belongs to units."""
+        others = self.processes.gather({name: batch[name] for name in PER_UNIT})
+        return [batch if rank == self.processes.data_rank else other for rank, other in enumerate(others)]
+
     def _rng(self, update: str, index: int) -> torch.Generator:
-        return seeded(self.settings.seed, update, self.at.step, index, device=self.settings.device)
+        """Random numbers of a micro-batch by its place in the global batch, whichever process computes it."""
+        place = index * self.processes.data_world + self.processes.data_rank
+        return seeded(self.settings.seed, update, self.at.step, place, device=self.settings.device)
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.settings.device
@@ -252,9 +295,18 @@ class Loop:
             state["judge"] = self.judge.state_dict()
         return self.checkpoints.save(self.at.step, state)
 
+    def layout(self) -> dict[str, Tensor]:
+        """Of each part of the state that is spread over processes, by its path, a tensor that is spread in that way."""
+        spread = {f"/learner/modules/{name}": tensor for name, tensor in self.learner.modules.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for path, part in parts_of(optimizer, f"/optimizers/{name}"):
+                parameters = [p for group in part.param_groups for p in group["params"]]
+                spread |= {f"{path}/state/{index}/": parameter for index, parameter in enumerate(parameters)}
+        return {path: tensor for path, tensor in spread.items() if is_spread(tensor)}
+
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, or else to `origin`, and cut the metrics back to it."""
-        state = self.checkpoints.newest() or self.origin
+        state = self.checkpoints.newest(self.layout()) or self.origin
         if state is not None:
             self.at = Progressed(**state["at"])
             self.learner.load_state_dict(state["learner"])
@@ -267,15 +319,23 @@ class Loop:
         self.metrics.cut_back(self.at.step)
 
 
+def parts_of(optimizer: Any, path: str) -> list[tuple[str, torch.optim.Optimizer]]:
+    """The optimizers that one is made of (itself, if of none), with the paths of their states."""
+    parts = getattr(optimizer, "parts", None)
+    if parts is None:
+        return [(path, optimizer)]
+    return [one for index, part in enumerate(parts) for one in parts_of(part, f"{path}/parts/{index}")]
+
+
 def seeded(*parts: object, device: torch.device | None = None) -> torch.Generator:
     """A generator whose numbers depend on `parts` alone (run seed, purpose, step, ...), never on what ran before."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return torch.Generator(device or "cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def padding(batches: list[Batch]) -> dict[str, float]:
-    """The share of positions that hold no unit, where rows are packed."""
+def padding(batches: list[Batch]) -> tuple[int, int]:
+    """Positions that hold no unit, and all positions, where rows are packed; else 0 and 0."""
     if "unit_index" not in batches[0]:
-        return {}
-    positions = sum(batch["unit_index"].numel() for batch in batches)
-    return {"padded": sum(int((batch["unit_index"] < 0).sum()) for batch in batches) / positions}
+        return 0, 0
+    return (sum(int((batch["unit_index"] < 0).sum()) for batch in batches),
+            sum(batch["unit_index"].numel() for batch in batches))

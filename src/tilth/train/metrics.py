@@ -3,11 +3,34 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tilth.recipe.files import append_json_line, read_json_lines, write_bytes
 
 Sink = Callable[[dict[str, Any]], None]
+
+
+class Metrics(Protocol):
+    """Takes a dict of figures after every step."""
+
+    def write(self, line: dict[str, Any]) -> None: ...
+
+    def cut_back(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoMetrics:
+    """Of a process that is not the first: the first one writes for all."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        pass
+
+    def cut_back(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class MetricsLog:
