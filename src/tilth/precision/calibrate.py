@@ -5,14 +5,14 @@ Shapes: B rows of text, L positions, D width, I input features of a layer.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tilth.precision.hessian import Factor, Hessian, factorize
+from tilth.precision.hessian import Factor, Hessian
 from tilth.precision.linear import CompressedLinear, replace
 from tilth.precision.weights import Method
 from tilth.recipe import BadInput
@@ -44,7 +44,7 @@ class Capture:
 
 
 class _Captured(Exception):
-    """Ends a forward pass whose first block has been reached."""
+    """Ends a forward pass that has reached what was asked for."""
 
 
 @torch.no_grad()
@@ -75,18 +75,14 @@ def compress_model(model: Any, method: Method, batches: Sequence[Batch] = (),
         prefix = f"blocks.{index}."
         if method.calibrated:
             for names in _same_input(block, capture):
-                hessian = _hessian(block, names[0], capture)
+                factor = method.factor(_hessian(block, names[0], capture).matrix, prefix + names[0])
                 for name in names:
-                    start = time.process_time()
-                    # One factorization a set; the method's own damping, order and all.
-                    factor = factorize(hessian.matrix, method.damping, method.act_order,  # type: ignore[attr-defined]
-                                       prefix + name) if name == names[0] else factor
-                    reports[prefix + name] = _replace(block, prefix, name, method, factor, start)
+                    reports[prefix + name] = _replace(block, prefix, name, method, factor)
             capture.hidden = [_run(block, capture, number) for number in range(len(capture.hidden))]
         else:
             for name, layer in list(linears(block).items()):
                 factor = Factor.identity(layer.in_features, layer.weight.device)
-                reports[prefix + name] = _replace(block, prefix, name, method, factor, time.process_time())
+                reports[prefix + name] = _replace(block, prefix, name, method, factor)
         if progress is not None:
             progress(index + 1, len(blocks))
     return reports
@@ -97,8 +93,8 @@ def linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _replace(block: nn.Module, prefix: str, name: str, method: Method, factor: Factor, start: float) -> LayerReport:
-    layer = linears(block)[name]
+def _replace(block: nn.Module, prefix: str, name: str, method: Method, factor: Factor) -> LayerReport:
+    layer, start = linears(block)[name], time.process_time()
     found = method.compress(layer.weight, factor, prefix + name)
     replace(block, name, CompressedLinear(found.matrix, layer.bias))
     dead = float(factor.dead.float().mean()) if len(factor.dead) else 0.0
@@ -124,10 +120,8 @@ def _first_inputs(model: Any, batches: Sequence[Batch]) -> Capture:
             tokens = batch["tokens"].to(device)
             capture.real.append(torch.ones_like(tokens, dtype=torch.bool) if units is None else units >= 0)
             capture.samples.append(len(tokens))
-            try:
+            with suppress(_Captured):
                 model.hidden(tokens, segments=units, positions=positions)
-            except _Captured:
-                continue
     finally:
         handle.remove()
     return capture
@@ -161,8 +155,9 @@ def _hessian(block: nn.Module, name: str, capture: Capture) -> Hessian:
     for number, (real, samples) in enumerate(zip(capture.real, capture.samples, strict=True)):
         def add(module: nn.Module, args: tuple[Tensor, ...], real: Tensor = real, samples: int = samples) -> None:
             hessian.add(args[0][real], samples)
+            raise _Captured  # the rest of the block is not needed
 
-        with _hooked(block, {name: add}):
+        with _hooked(block, {name: add}), suppress(_Captured):
             _run(block, capture, number)
     return hessian
 

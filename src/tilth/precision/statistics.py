@@ -73,7 +73,7 @@ class TwoLevel:
         return scale, zero
 
     def tensors(self) -> dict[str, Tensor]:
-        """scale_codes, zero_codes uint8 (O, G); second float16 (4, T, G): scale and zero of the scales, of the zeros."""
+        """scale_codes, zero_codes uint8 (O, G); second float16 (4, T, G): scale and zero of scales, then of zeros."""
         if not self.kept:
             return {}
         scales, zeros, seconds = zip(*self.kept, strict=True)

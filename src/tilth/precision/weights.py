@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tilth.precision.gptq import Solved, solve
-from tilth.precision.hessian import Factor
+from tilth.precision.hessian import Factor, factorize
 from tilth.precision.matrix import CompressedMatrix, Layout
 from tilth.precision.statistics import Half, Statistics, TwoLevel
 from tilth.recipe import BadInput, Config, one_of
@@ -38,7 +38,11 @@ class Method(Config):
     @property
     def calibrated(self) -> bool:
         """Whether the method asks for the inputs of the layers."""
-        return True
+        return False
+
+    def factor(self, hessian: Tensor, name: str) -> Factor:
+        """What the method makes of the Hessian (I, I) of a layer's inputs."""
+        return Factor.identity(len(hessian), hessian.device)
 
     def statistics(self) -> Statistics:
         """A fresh keeper of scales and zeros."""
@@ -83,19 +87,28 @@ class RoundToNearest(Method):
 
     kind: str = "rtn"
 
+
+class Calibrated(Method):
+    """A method that reads the layers' inputs. damping: added to diag(H), as a share of its mean; act_order: columns by
+    falling diag(H)."""
+
+    damping: float = Field(0.01, ge=0)
+    act_order: bool = True
+
     @property
     def calibrated(self) -> bool:
-        return False
+        return True
+
+    def factor(self, hessian: Tensor, name: str) -> Factor:
+        return factorize(hessian, self.damping, self.act_order, name)
 
 
-class GPTQ(Method):
-    """Frantar et al. 2022, https://arxiv.org/abs/2210.17323. act_order: columns by falling diag(H); damping: added to
-    diag(H), as a share of its mean; statistics: 16-bit scales with integer zeros, or two levels as SpQR has them."""
+class GPTQ(Calibrated):
+    """Frantar et al. 2022, https://arxiv.org/abs/2210.17323: errors made up for by later columns. two_level: small
+    statistics as SpQR has them, in place of 16-bit scales with integer zeros."""
 
     kind: str = "gptq"
     group: int | None = Field(128, ge=1)
-    damping: float = Field(0.01, ge=0)
-    act_order: bool = True
     two_level: bool = Field(False, description="3-bit scales and zeros over 16 rows")
 
     def statistics(self) -> Statistics:
@@ -106,7 +119,7 @@ class GPTQ(Method):
         return plain.model_copy(update={"tile_rows": 16, "scale_bits": 3, "zero_bits": 3}) if self.two_level else plain
 
 
-class SpQR(Method):
+class SpQR(Calibrated):
     """Dettmers et al. 2023, https://arxiv.org/abs/2306.03078. group: columns of a first-level group (beta1); tile_rows:
     rows that share second-level statistics (beta2); scale_bits, zero_bits: of first-level statistics; tau: outlier
     threshold, relative; *less* gives more outliers, None gives none."""
@@ -117,8 +130,6 @@ class SpQR(Method):
     scale_bits: int = Field(3, ge=1, le=8)
     zero_bits: int = Field(3, ge=1, le=8)
     tau: float | None = Field(0.2, gt=0)
-    damping: float = Field(0.01, ge=0)
-    act_order: bool = True
 
     def statistics(self) -> Statistics:
         return TwoLevel(self.tile_rows, self.scale_bits, self.zero_bits)

@@ -89,7 +89,7 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
     config = EvaluateConfig(tasks=named_tasks(tasks))
     texts = [text for one in data for text in read_texts(one)]
     with tempfile.TemporaryDirectory(prefix="tilth-") as folder:
-        pool = _as_pool(texts, tokenizer, Path(folder)) if texts else None
+        pool = tokenize_texts(texts, tokenizer, Path(folder)) if texts else None
         results = evaluate_model(model, tokenizer, length=model.config.context, config=config, held_out=pool,
                                  held_out_texts=texts or None)
     for line in verdict(results):
@@ -119,7 +119,7 @@ def read_texts(path: Path) -> list[str]:
     return [text for batch in batches for text in batch.column("text").to_pylist()]
 
 
-def _as_pool(texts: Sequence[str], tokenizer: Any, folder: Path) -> Any:
+def tokenize_texts(texts: Sequence[str], tokenizer: Any, folder: Path) -> Any:
     """The texts as a pool in `folder`."""
     import pyarrow.parquet as pq
 
