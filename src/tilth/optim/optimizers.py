@@ -158,5 +158,6 @@ class Several(torch.optim.Optimizer):
             part.load_state_dict(state)
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig] | str] = {"adamw": AdamW, "muon": Muon}
+OPTIMIZERS: dict[str, type[OptimizerConfig] | str] = {"adamw": AdamW, "muon": Muon,
+                                                    "coat_adamw": "tilth.optim.coat:CoatAdamW"}
 OptimizerChoice = one_of(OptimizerConfig, OPTIMIZERS)

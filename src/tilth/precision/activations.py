@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilth.precision.fp8 import E5M2, Scaled, dequantize, quantize_groups, quantize_tensor
+from tilth.precision import fp8, kernels
+from tilth.precision.fp8 import E4M3, E5M2, Scaled, dequantize
 from tilth.recipe.errors import BadInput
 
 Mode = Literal["plain", "fp8", "coat"]
@@ -58,6 +59,17 @@ def has_products(device: torch.device) -> bool:
     """Whether the device multiplies FP8 matrices: NVIDIA from compute capability 8.9 (Ada, Hopper)."""
     nvidia = device.type == "cuda" and torch.version.cuda is not None
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def quantize_tensor(x: Tensor, dtype: torch.dtype = E4M3) -> Scaled:
+    """`fp8.quantize_tensor`, by a kernel on GPUs that have Triton."""
+    return (kernels if x.is_cuda and kernels.available() else fp8).quantize_tensor(x, dtype)
+
+
+def quantize_groups(x: Tensor) -> Scaled:
+    """`fp8.quantize_groups` with groups of 1 x 16, by a kernel on GPUs that have Triton."""
+    whole = x.shape[-1] % fp8.ACTIVATION_GROUP == 0
+    return (kernels if x.is_cuda and whole and kernels.available() else fp8).quantize_groups(x)
 
 
 def product(a_NK: Scaled, b_MK: Scaled, dtype: torch.dtype) -> Tensor:

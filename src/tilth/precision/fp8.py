@@ -17,7 +17,6 @@ Shapes: n numbers along the last axis, G = ceil(n / size) groups of it; the last
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -50,7 +49,8 @@ class Scaled(NamedTuple):
 def grouped(x: Tensor, size: int) -> Tensor:
     """(..., n) as (..., G, size), filled up with zeros."""
     groups = -(-x.shape[-1] // size)
-    x = F.pad(x, (0, groups * size - x.shape[-1])) if x.shape[-1] % size else x
+    if short := groups * size - x.shape[-1]:
+        x = torch.cat([x, x.new_zeros(*x.shape[:-1], short)], -1)
     return x.reshape(*x.shape[:-1], groups, size)
 
 
@@ -96,11 +96,18 @@ def quantize_moment(x: Tensor, expansion: Exponent | None = "exact", size: int =
 
 def dequantize_moment(moment: Moment, size: int = MOMENT_GROUP) -> Tensor:
     """The stored numbers, (n,) float32."""
-    q_GS = grouped(moment.codes.float(), size)
-    share_GS = q_GS.abs() / LARGEST[E4M3]
-    if moment.exponent is not None:
-        share_GS = torch.exp2(torch.log2(share_GS) / moment.exponent[:, None])
-    return torch.copysign(share_GS * moment.largest[:, None], q_GS).view(-1)[: moment.codes.numel()]
+    q_GS = grouped(moment.codes, size)
+    k_G1 = None if moment.exponent is None else moment.exponent[:, None]
+    return dequantize_numbers(q_GS, moment.largest[:, None], k_G1).view(-1)[: moment.codes.numel()]
+
+
+def dequantize_numbers(codes: Tensor, largest: Tensor, exponent: Tensor | None) -> Tensor:
+    """Stored numbers of any shape, float32, given the scalars of their groups, broadcastable to it."""
+    q = codes.float()
+    share = q.abs() / LARGEST[E4M3]
+    if exponent is not None:
+        share = torch.exp2(torch.log2(share) / exponent)
+    return torch.copysign(share * largest, q)
 
 
 def largest_magnitude(x: Tensor, size: int = ACTIVATION_GROUP) -> Tensor:

@@ -232,6 +232,8 @@ def rates(optimizer: Any) -> Iterator[tuple[Tensor, Tensor | float]]:
             for parameter in group["params"]:
                 state = one.state.get(parameter, {})
                 rate: Tensor | float = group["lr"]
+                if hasattr(one, "moments") and state:  # stored in FP8
+                    state = {"step": state["step"], "exp_avg_sq": one.moments(parameter)[1]}
                 if "exp_avg_sq" in state and "betas" in group:
                     first, second = group["betas"]
                     done = float(state["step"])

@@ -13,6 +13,7 @@ from tilth.data.trace import served_by_source
 from tilth.models import MODELS, ModelConfig, TransformerConfig, import_llama
 from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
+from tilth.precision.activations import use_mode
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, read_json_lines, write_json
@@ -27,10 +28,10 @@ from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
 from tilth.stages.stage import Context, Stage
 from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
-from tilth.train.device import matmul_peak, peak_memory, pick_device, resolve_precision
+from tilth.train.device import Precision, matmul_peak, mode_of, peak_memory, pick_device, resolve_precision
 from tilth.train.metrics import Metrics, NoMetrics
 from tilth.train.micro import largest_micro_batch
-from tilth.train.parallel import Parallel
+from tilth.train.parallel import Parallel, check_parallel
 from tilth.train.spread import whole_state
 from tilth.train.stability import Stability
 
@@ -80,7 +81,7 @@ class PretrainStage(Stage):
     budget: Budget
     clip: float | None = Field(1.0, gt=0)
     stability: Stability | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     held_out_every: float = Field(0.1, gt=0)
     held_out_tokens: int = Field(32768, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -106,7 +107,12 @@ class PretrainStage(Stage):
         return Pretraining(self, context).run()
 
     def learner(self, vocab_size: int, seed: int) -> Learner:
-        """A fresh learner: initialised, or from `start_from`."""
+        """A fresh learner, its layers in the stage's precision: initialised, or from `start_from`."""
+        learner = self._learner(vocab_size, seed)
+        use_mode(learner.modules["model"], mode_of(self.precision))
+        return learner
+
+    def _learner(self, vocab_size: int, seed: int) -> Learner:
         if self.start_from is None:
             return build_learner(self.model, self.objective, vocab_size, self.length, seed)
         config, model = import_llama(self.start_from)
@@ -126,6 +132,7 @@ class Pretraining:
         several = self.processes.world > 1
         self.device = pick_device(context.hardware.device, self.processes.local_rank if several else None)
         self.precision = resolve_precision(stage.precision, self.device)
+        check_parallel(self.precision, context.hardware.parallel)
         self.pool_folder = context.input(stage.input)
         self.pool = Pool.open(self.pool_folder)
         self.learner = stage.learner(self.pool.vocab_size, context.seed)
@@ -210,9 +217,11 @@ class Pretraining:
         parallel = Parallel(self.learner, self.processes, self.context.hardware.parallel, self.precision, self.device)
         optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
                       for name in self.learner.updates}
+        figures = [one.figures for one in optimizers.values() if hasattr(one, "figures")]
         loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
                     self._checkpoints(identity), self._metrics(), self._hooks(),
-                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics], parallel)
+                    [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics, *figures],
+                    parallel)
         loop.go_on = self.context.command or loop.go_on
         loop.judge = stage.stability.build() if stage.stability else None
         if self.branch is not None and not loop.checkpoints.steps():

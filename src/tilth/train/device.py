@@ -6,14 +6,17 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tilth.precision.activations import Mode, has_products, product
+from tilth.precision.fp8 import quantize_tensor
 from tilth.recipe.errors import BadInput
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp8", "coat"]
 
 
 def pick_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
@@ -42,28 +45,47 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> str:
+    """What `auto` means here. BadInput for fp8 on a GPU that would emulate it; on a CPU, that is the reference."""
     if wanted == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
+    if wanted == "fp8" and device.type == "cuda" and not has_products(device):
+        raise BadInput("`precision: fp8` gains nothing on this GPU, which does not multiply FP8 matrices (compute "
+                       "capability 8.9 does). Use bf16, or coat, which saves memory all the same.")
     return wanted
 
 
+def mode_of(precision: str) -> Mode:
+    """How the layers of a model run under a precision (see `tilth.precision.activations.use_mode`)."""
+    return "fp8" if precision == "fp8" else "coat" if precision == "coat" else "plain"
+
+
+def base_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type of what is not FP8: under fp8 and coat bfloat16 where that is fast, else float32."""
+    low = precision == "bf16" or (mode_of(precision) != "plain" and has_fast_bf16(device))
+    return torch.bfloat16 if low else torch.float32
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    low = base_dtype(precision, device) is torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16) if low else nullcontext()
 
 
 def matmul_peak(device: torch.device, precision: str, seconds: float = 0.3) -> float:
     """Measured FLOPs a second of large square matrix products in the run's precision: the limit utilisation is
     stated against. The best of several short rounds, since other work on the machine only ever slows them."""
     size = 4096 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = base_dtype(precision, device)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    multiply = partial(torch.mm, a, b)
+    if mode_of(precision) != "plain" and has_products(device):
+        multiply = partial(product, quantize_tensor(a), quantize_tensor(b), dtype)
     best, end = 0.0, time.perf_counter() + seconds
-    torch.mm(a, b)
+    multiply()
     while time.perf_counter() < end:
         _wait(device)
         start = time.perf_counter()
         for _ in range(4):
-            torch.mm(a, b)
+            multiply()
         _wait(device)
         best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
     return best

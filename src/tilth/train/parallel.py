@@ -141,6 +141,14 @@ def _untyped(module: Any) -> Any:
     return module
 
 
+def check_parallel(precision: str, settings: ParallelSettings) -> None:
+    """BadInput for FP8 layers together with what takes layers apart or traces them."""
+    for name, on in (("--tensor", settings.tensor > 1), ("--compile", settings.compile)):
+        if on and precision in ("fp8", "coat"):
+            raise BadInput(f"`precision: {precision}` does not go with {name} yet; leave that out, or use precision "
+                           f"bf16.")
+
+
 def _needs(module: Any, attribute: str, what: str) -> None:
     if not hasattr(module, attribute):
         raise BadInput(f"{type(module).__name__} does not offer {what} (it has no `{attribute}`).")
