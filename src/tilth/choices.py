@@ -11,6 +11,7 @@ from tilth.evaluate.tasks import TASKS
 from tilth.models import MODELS
 from tilth.objectives import OBJECTIVES
 from tilth.optim import OPTIMIZERS, SCHEDULES
+from tilth.precision.weights import METHODS
 from tilth.recipe.errors import BadInput
 from tilth.recipe.frame import Config, OneOf, nearest
 from tilth.report import text_table
@@ -21,6 +22,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "stage": STAGES, "input": INPUTS, "attribute": ATTRIBUTES, "rule": RULES, "tokenizer": TOKENIZERS,
     "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "model": MODELS, "objective": OBJECTIVES,
     "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS,
+    "compression": METHODS,
 }
 
 

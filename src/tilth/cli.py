@@ -149,11 +149,36 @@ def generate(model: Model, prompt: Annotated[str, typer.Option(help="What the te
 
 
 @app.command()
+def compress(model: Model, output: Output,
+             changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the method, "
+                                                                 "such as tau=0.5 or group=32.")] = None,
+             bits: Annotated[int, typer.Option(min=2, max=8, help="Of a weight's code.")] = 4,
+             method: Annotated[str, typer.Option(help="spqr, gptq or rtn (rounding to nearest).")] = "spqr",
+             calibration: Annotated[list[Path] | None, typer.Option(help="Text to calibrate on (default: what the run "
+                                                                    "was trained on).")] = None,
+             data: Annotated[list[Path] | None, typer.Option(help="Text to score before and after (default: the run's "
+                                                             "held-out text).")] = None,
+             tasks: Annotated[str, typer.Option(help="Tasks before and after, comma-separated.")] = "",
+             rows: Annotated[int, typer.Option(min=1, help="Rows of calibration text.")] = 128,
+             length: Annotated[int | None, typer.Option(min=2, help="Their tokens (default: the model's context, at "
+                                                        "most 2048).")] = None,
+             rest: Annotated[str, typer.Option(help="Type of what is not compressed: float16, bfloat16, float32.")] =
+             "float16", seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Weights in 3 or 4 bits; what it takes, and scores before and after."""
+    from tilth.stages.compress import compress_folder, method_of
+    report = compress_folder(model, output, method_of(method, bits, changes or []), calibration or [], data or [],
+                             [task for task in tasks.split(",") if task], rows, length, rest, seed, device)
+    _finish(as_json, report)
+
+
+@app.command()
 def export(model: Model, output: Output, dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] =
-           "float32", as_json: Json = False) -> None:
+           "float32", layout: Annotated[str, typer.Option(help="llama, or spqr: a compressed model (3 bits, groups of "
+                                                               "16 x 16) as transformers' SpQR loads it.")] = "llama",
+           as_json: Json = False) -> None:
     """Write a folder that `transformers` loads, with a model card."""
     from tilth.stages.export import export as write
-    write(model, output, dtype)
+    write(model, output, dtype, layout=layout)
     print(f"transformers loads {output}", file=sys.stderr)
     _finish(as_json, {"folder": str(output), "dtype": dtype})
 

@@ -62,13 +62,13 @@ def export_llama(model: Transformer, folder: Path | str, *, tokenizer_json_path:
         raise BadInput(f"dtype is '{dtype}'; choose one of {', '.join(DTYPES)}.")
     model = fold(model)
     tokenizer = None if tokenizer_json_path is None else read_json(tokenizer_json_path)
-    end_id = None if end_of_text is None else _token_id(tokenizer, end_of_text, tokenizer_json_path)
+    end_id = None if end_of_text is None else token_id(tokenizer, end_of_text, tokenizer_json_path)
     config = llama_config(model.config, dtype, end_id)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None and tokenizer_json_path is not None:
         _check_tokenizer(tokenizer, model.config, tokenizer_json_path)
-        _write_tokenizer(folder, Path(tokenizer_json_path), end_of_text, model.config.context)
+        write_tokenizer(folder, Path(tokenizer_json_path), end_of_text, model.config.context)
     _write_weights(folder / "model.safetensors",
                    {llama_name(name): tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
                     for name, tensor in model.state_dict().items()})
@@ -85,7 +85,7 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     return {**vocabulary, **{token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}}
 
 
-def _token_id(tokenizer: Mapping[str, Any] | None, text: str, path: Path | str | None) -> int:
+def token_id(tokenizer: Mapping[str, Any] | None, text: str, path: Path | str | None) -> int:
     if tokenizer is None:
         raise BadInput(f"end_of_text is '{text}', but no tokenizer was given to look it up in.")
     vocabulary = _vocabulary(tokenizer)
@@ -101,7 +101,7 @@ def _check_tokenizer(tokenizer: Mapping[str, Any], config: TransformerConfig, pa
                        f"{config.sizes().vocabulary}; it belongs to another model.")
 
 
-def _write_tokenizer(folder: Path, source: Path, end_of_text: str | None, context: int) -> None:
+def write_tokenizer(folder: Path, source: Path, end_of_text: str | None, context: int) -> None:
     special = {} if end_of_text is None else {"bos_token": end_of_text, "eos_token": end_of_text}
     write_bytes(folder / "tokenizer.json", source.read_bytes())
     write_json(folder / "special_tokens_map.json", special)

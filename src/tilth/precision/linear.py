@@ -4,6 +4,8 @@ On a CUDA device with Triton, one token at a time goes through a kernel that rea
 (`tilth.precision.spqr_kernel`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from tilth.precision.matrix import CompressedMatrix, Layout
 class CompressedLinear(nn.Module):
     """y = x W^T + b with a `CompressedMatrix` as W; the stored parts are buffers, so that they move with the model and
     are in its state. Not trainable."""
+
+    bias: Tensor | None
 
     def __init__(self, matrix: CompressedMatrix, bias: Tensor | None = None):
         super().__init__()
@@ -55,7 +59,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def expand(model: nn.Module) -> nn.Module:
+def expand(model: Any) -> Any:
     """Every compressed layer as a plain `nn.Linear` again, in place: for speed where memory is no concern."""
     for name, layer in compressed_layers(model).items():
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")

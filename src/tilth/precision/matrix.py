@@ -5,7 +5,7 @@ groups of a row, T tiles of rows with statistics of their own, N outliers.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -37,9 +37,7 @@ class Layout(Config):
         return -(-self.rows // self.tile_rows) if self.tile_rows else 0
 
 
-Part = Literal["codes", "scale", "zero", "second", "outlier_values", "outlier_columns", "outlier_rows", "order"]
-PARTS: tuple[Part, ...] = ("codes", "scale", "zero", "second", "outlier_values", "outlier_columns", "outlier_rows",
-                           "order")
+PARTS = ("codes", "scale", "zero", "second", "outlier_values", "outlier_columns", "outlier_rows", "order")
 
 
 @dataclass(frozen=True)

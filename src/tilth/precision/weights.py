@@ -64,7 +64,7 @@ class Method(Config):
             raise BadInput(f"{name} has {bad} weights that are not finite numbers; the model is damaged, and nothing "
                            f"was compressed.")
         unit = unit_of(weight)
-        layout = self.layout(*weight.shape, unit=unit)
+        layout = self.layout(weight.shape[0], weight.shape[1], unit)
         solved = self._solve(weight.float() / unit, factor, layout)
         order = factor.order if self.calibrated else None
         return Compressed(CompressedMatrix.build(layout, solved.codes, solved.tensors, solved.outliers, solved.values,

@@ -130,8 +130,8 @@ def load_compressed(folder: Path) -> Any:
     with torch.device("meta"):
         model = stored.model.build()
     for name, layer in stored.layers.items():
-        parts = {part: tensors[f"{name}.{part}"] for part in PARTS
-                 if part != "order" and f"{name}.{part}" in tensors}
+        parts: dict[str, Tensor] = {part: tensors[f"{name}.{part}"] for part in PARTS
+                                    if part != "order" and f"{name}.{part}" in tensors}
         if layer.order_of is not None:
             parts["order"] = tensors.get(f"{layer.order_of}.order", torch.empty(0, dtype=torch.uint8))
         matrix = CompressedMatrix(layer.layout, parts)

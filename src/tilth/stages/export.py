@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 import tilth
 from tilth.models import export_llama, model_card
+from tilth.precision.linear import expand
 from tilth.recipe.console import say
+from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, write_bytes
+from tilth.stages.export_spqr import export_spqr
 from tilth.stages.model_folder import find_model, load_model
 from tilth.stages.stage import Context, Stage
 
@@ -31,12 +34,21 @@ class ExportStage(Stage):
 
 
 def export(model_path: Path, folder: Path, dtype: str = "float32", scores: dict[str, Any] | None = None,
-           name: str | None = None) -> None:
-    """Write `folder` for `transformers` from a model of Tilth's, with a card of what is known about it."""
+           name: str | None = None, layout: str = "llama") -> None:
+    """Write `folder` for `transformers` from a model of Tilth's, with a card of what is known about it.
+
+    layout: llama, where a compressed model is written as the plain weights that it decodes to, or spqr
+    (`tilth.stages.export_spqr`), which takes a model that SpQR compressed.
+    """
     source = find_model(model_path)
     model, tokenizer = load_model(source)
-    export_llama(model, folder, tokenizer_json_path=source / "tokenizer.json",
-                 end_of_text=tokenizer.end_of_text_token, dtype=dtype)
+    if layout == "spqr":
+        export_spqr(model, folder, source / "tokenizer.json", tokenizer.end_of_text_token)
+    elif layout == "llama":
+        export_llama(expand(model), folder, tokenizer_json_path=source / "tokenizer.json",
+                     end_of_text=tokenizer.end_of_text_token, dtype=dtype)
+    else:
+        raise BadInput(f"--layout is '{layout}'; choose llama or spqr.")
     stage = source.parent
     known = read_json(stage / "manifest.json") if (stage / "manifest.json").exists() else {"summary": {}, "fields": {}}
     summary = known["summary"] or {}

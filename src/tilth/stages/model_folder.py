@@ -37,7 +37,7 @@ def save_model(folder: Path, model: Any, tokenizer: Tokenizer | None, state: dic
 def find_model(path: str | Path) -> Path:
     """The model folder that a user's path means: itself, or that of a run or of a pretrain stage."""
     path = Path(path)
-    candidates = [path, path / "model", *sorted(path.glob("*/model"))]
+    candidates = [path, path / "model", path / "compressed", *sorted(path.glob("*/model"))]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return folder
@@ -46,9 +46,15 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_model(path: str | Path) -> tuple[Any, Tokenizer]:
-    """The model (float32, evaluation mode) and its tokenizer, from Tilth's folder or a Llama-family one."""
+    """The model (float32, evaluation mode) and its tokenizer, from Tilth's folder (plain or compressed) or a
+    Llama-family one."""
+    from tilth.stages.compressed_folder import FORMAT as COMPRESSED
+    from tilth.stages.compressed_folder import load_compressed
     folder = find_model(path)
-    if read_json(folder / "config.json").get("format") != FORMAT:
+    kind = read_json(folder / "config.json").get("format")
+    if kind == COMPRESSED:
+        model = load_compressed(folder)
+    elif kind != FORMAT:
         model = import_llama(folder)[1]
     else:
         stored = parse(StoredModel, read_json(folder / "config.json"))

@@ -72,6 +72,7 @@ STAGES: dict[str, type[Stage] | str] = {
     "tokenize": "tilth.stages.tokenize:TokenizeStage",
     "pretrain": "tilth.stages.pretrain:PretrainStage",
     "evaluate": "tilth.stages.evaluate:EvaluateStage",
+    "compress": "tilth.stages.compress:CompressStage",
     "export": "tilth.stages.export:ExportStage",
 }
 
