@@ -41,13 +41,14 @@ def plan(contexts: Sequence[np.ndarray], lengths: Sequence[int], positions: int)
     for row, context in enumerate(contexts):
         rows[context.tobytes()].append(row)
     questions = [Question(contexts[found[0]], tuple(found)) for found in rows.values()]
-    groups, alone = [], []
-    for trunk, members in trunks(questions):
-        if trunk or any(len(question.rows) > 1 for question in members):
-            groups.append(list(_bunches(trunk, members, lengths, positions)))
-        else:
-            alone += [row for question in members for row in question.rows]
-    return groups, sorted(alone)
+    found = list(trunks(questions))
+    groups = [list(_bunches(trunk, members, lengths, positions)) for trunk, members in found if trunk]
+    # Questions that begin differently still go side by side; only a question asked once gains nothing from a cache.
+    own = [question for trunk, members in found if not trunk for question in members]
+    several = [question for question in own if len(question.rows) > 1]
+    if several:
+        groups.append(list(_bunches(0, several, lengths, positions)))
+    return groups, sorted(row for question in own if len(question.rows) == 1 for row in question.rows)
 
 
 def trunks(questions: Sequence[Question]) -> Iterator[tuple[int, list[Question]]]:
