@@ -52,6 +52,8 @@ def train(folder: Path, seed: int) -> Path:
     """The run of one seed; what does not depend on the seed is made once."""
     recipe = up_to(load_recipe(str(HERE / "model.yaml")), "pretrain").model_copy(update={"seed": seed})
     run = folder / f"spqr-seed-{seed}"
+    if (run / "pretrain" / "model" / "config.json").exists():
+        return run
     share_stages(recipe, run, folder)
     run_recipe(recipe, run)
     return run

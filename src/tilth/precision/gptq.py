@@ -26,7 +26,7 @@ BLOCK = 128  # columns whose errors are spread over the rest at once
 class Solved:
     """`codes` (O, I) uint8; `outliers` (O, I) bool and `values` (O, I) float32, what each weight decodes to (outliers
     rounded to 16 bits); all in the order of the factor. `tensors`: the statistics as stored. `loss`: the sum of the
-    squared errors (w - decoded)^2 / U_jj^2 that the solver saw; half of the added output error per sample."""
+    squared errors (w - decoded)^2 / U_jj^2 that the solver saw: twice the squared output error of a sample."""
 
     codes: Tensor
     outliers: Tensor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import Field
 
@@ -77,8 +77,6 @@ def compress_and_measure(model: Any, tokenizer: Any, method: Method, batches: Se
                          rest: RestType, evaluation: EvaluateConfig, held_out: Any = None,
                          held_out_texts: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure `model`, compress it in place, write the folder, measure again; returns the report as JSON holds it."""
-    if compressed_layers(model):
-        raise BadInput("This model is compressed already; compress the model that it was made from.")
     measuring = held_out is not None or bool(evaluation.tasks)
 
     def measured() -> Results:
@@ -121,7 +119,7 @@ def summary(report: dict[str, Any]) -> list[str]:
 
 
 def compress_folder(path: Path, output: Path, method: Method, calibration: Sequence[Path], data: Sequence[Path],
-                    tasks: Sequence[str], rows: int, length: int | None, rest: RestType, seed: int,
+                    tasks: Sequence[str], rows: int, length: int | None, rest: Any, seed: int,
                     device: str) -> dict[str, Any]:
     """The command: a run, a model folder of Tilth or a Llama-family folder into `output`.
 
@@ -129,8 +127,12 @@ def compress_folder(path: Path, output: Path, method: Method, calibration: Seque
     files, else that run's held-out text, and `tasks`. Raises BadInput where calibration and data share a document.
     """
     from tilth.stages.commands import named_tasks, read_texts, tokenize_texts
+    if rest not in get_args(RestType):
+        raise BadInput(f"--rest is '{rest}'; choose one of {', '.join(get_args(RestType))}.")
     folder = find_model(path)
     model, tokenizer = load_model(folder)
+    if compressed_layers(model):
+        raise BadInput(f"{folder} is compressed already; compress the model that it was made from.")
     model.to(pick_device(device))
     known = pools_of(folder)
     with ExitStack() as stack:
