@@ -1,0 +1,1 @@
+"""Looking inside models and training: how stable a recipe is in fewer bits."""
