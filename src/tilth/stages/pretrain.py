@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tilth.analyze.sharpness import Sharpness, SharpnessHook
 from tilth.data.pool import Pool
 from tilth.data.stream import PackedStream
 from tilth.data.trace import served_by_source
@@ -14,6 +15,7 @@ from tilth.models import MODELS, ModelConfig, TransformerConfig, import_llama
 from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
 from tilth.precision.activations import use_mode
+from tilth.precision.simulated import Simulated
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, read_json_lines, write_json
@@ -26,6 +28,7 @@ from tilth.stages.building import Budget, build_learner, probe_speed, random_bat
 from tilth.stages.building import Probe as SpeedProbe
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
+from tilth.stages.simulating import SimulatedLearner
 from tilth.stages.stage import Context, Stage
 from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
 from tilth.train.device import Precision, matmul_peak, mode_of, peak_memory, pick_device, resolve_precision
@@ -82,9 +85,17 @@ class PretrainStage(Stage):
     clip: float | None = Field(1.0, gt=0)
     stability: Stability | None = None
     precision: Precision = "auto"
+    simulated: Simulated | None = None
+    sharpness: Sharpness | None = None
     held_out_every: float = Field(0.1, gt=0)
     held_out_tokens: int = Field(32768, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _one_rounding(self) -> "PretrainStage":
+        if self.simulated is not None and self.precision in ("fp8", "coat"):
+            raise ValueError(f"simulated formats go with fp32 or bf16, not with precision {self.precision}")
+        return self
 
     def reads(self) -> list[str]:
         return [self.input, *([self.branch_from.stage] if self.branch_from else [])]
@@ -110,7 +121,7 @@ class PretrainStage(Stage):
         """A fresh learner, its layers in the stage's precision: initialised, or from `start_from`."""
         learner = self._learner(vocab_size, seed)
         use_mode(learner.modules["model"], mode_of(self.precision))
-        return learner
+        return learner if self.simulated is None else SimulatedLearner(learner, self.simulated)
 
     def _learner(self, vocab_size: int, seed: int) -> Learner:
         if self.start_from is None:
@@ -245,9 +256,15 @@ class Pretraining:
         steps = max(1, round(every * self.decided["steps"]) if every < 1 else int(every))
         folder = self.pool_folder / "held_out"
         if not folder.exists():
+            if self.stage.sharpness is not None:
+                raise BadInput("`sharpness` is measured on held-out text, and this recipe holds none out (`held_out` "
+                               "of its curate stage).")
             return []
+        more = [] if self.stage.sharpness is None else [
+            Every(self.stage.sharpness.steps(self.decided["steps"]),
+                  SharpnessHook(self.stage.sharpness, Pool.open(folder), self.stage.length))]
         hook = HeldOutHook(Pool.open(folder), self.stage.length, self.stage.held_out_tokens)
-        return [Every(steps, hook)]
+        return [Every(steps, hook), *more]
 
     def run(self) -> dict[str, Any]:
         config = self.model.config
