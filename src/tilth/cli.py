@@ -15,6 +15,9 @@ from tilth.recipe.errors import BadInput, Interrupted, RunFailed
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Tilth: raw data to a pretrained, measured and exported model, on one road.")
 
+analyze = typer.Typer(add_completion=False, no_args_is_help=True, help="Look inside models and recipes.")
+app.add_typer(analyze, name="analyze")
+
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .py or .yaml recipe.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as "
                                                      "pretrain.optimizer.lr=1e-3.")]
@@ -233,6 +236,23 @@ def sweep(recipe: RecipeName,
     """A small grid of a recipe, resumable cell by cell: a table, the best of each key, laws where sizes vary."""
     from tilth.trial.sweep import run_sweep
     _finish(as_json, run_sweep(recipe, changes, seeds, folder, _hardware(device, micro_rows, workers), _command()))
+
+
+@analyze.command()
+def stability(recipe: RecipeName, output: Output, changes: Changes = None,
+              formats: Annotated[str, typer.Option(help="Comma-separated, the reference first: fp32, E8M3, or "
+                                                        "E4M3fn/E5M2:scaled (forward/backward, options).")] =
+              "fp32,E8M7,E8M5,E8M3,E5M7,E4M3fn/E5M2:scaled",
+              rates: Annotated[str, typer.Option(help="Learning rates, comma-separated.")] = "1e-3,3e-3,1e-2,3e-2",
+              seeds: Annotated[int, typer.Option(min=1, help="Runs of each cell.")] = 5,
+              tolerance: Annotated[float, typer.Option(min=0, help="Loss, as a share of the reference's, that fewer "
+                                                                   "bits may cost.")] = 0.01,
+              device: Device = "auto", micro_rows: MicroRows = None, workers: Workers = 1,
+              as_json: Json = False) -> None:
+    """How many bits does this recipe need? Simulated formats x learning rates x seeds, resumable cell by cell."""
+    from tilth.trial.stability import run_study
+    _finish(as_json, run_study(recipe, changes or [], formats, rates, seeds, output, tolerance,
+                               _hardware(device, micro_rows, workers), _command()))
 
 
 @app.command()
