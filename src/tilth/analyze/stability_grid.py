@@ -138,9 +138,9 @@ def _against(spec: Spec, reference: Spec, rates: Sequence[float], cells: Cells, 
     if max(whole, default=0) < known["largest_rate"]:
         because.append(f"the largest rate that converges falls from {known['largest_rate']:g} to "
                        f"{f'{max(whole):g}' if whole else 'none'}")
-    if spec is not reference and (upper is None or upper > tolerance):
-        said = "unknown" if upper is None or math.isinf(upper) else f"up to {100 * upper:.2g} %"
-        because.append(f"at {best:g} the loss may be {said} higher")
+    if spec is not reference and upper is not None and upper > tolerance:
+        because.append(f"at {best:g} the loss may be up to {100 * upper:.2g} % higher" if math.isfinite(upper) else
+                       f"how much the loss rises at {best:g} needs two seeds or more")
     return {"excess": mean, "excess_upper": None if upper is None or math.isinf(upper) else upper,
             "safe": not because, "because": "; ".join(because)}
 
