@@ -1,7 +1,7 @@
 """Activation checkpointing: what a block keeps for its backward pass, and what it computes again.
 
-all: everything; products: the results of matrix products and of attention (what costs most to compute again, Korthikanti
-et al. 2022, arXiv 2205.05198, "selective"); inputs: only the block's inputs (Chen et al. 2016, arXiv 1604.06174).
+all: everything; products: the results of matrix products and of attention ("selective", Korthikanti et al. 2022, arXiv
+2205.05198); inputs: only the block's inputs (Chen et al. 2016, arXiv 1604.06174).
 """
 
 from collections.abc import Callable

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilth.optim.spread import local, spread_like, whole
+
 # Quintic iteration of Jordan et al. 2024: X <- a X + (b A + c A A) X with A = X X^T; singular values end in 0.7..1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -46,11 +48,15 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                moved = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in parameters])
+                # A matrix that is spread over processes is orthogonalised whole, by each of them alike.
+                moved = torch.stack([whole(self._momentum(parameter, group["momentum"])) for parameter in parameters])
                 updates = orthogonalize(moved.to(self.dtype)).to(parameters[0].dtype)
+                parts = [local(spread_like(update, parameter))
+                         for update, parameter in zip(updates.unbind(), parameters, strict=True)]
+                mine = [local(parameter) for parameter in parameters]
                 scale = 0.2 * max(shape) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+                torch._foreach_mul_(mine, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(mine, parts, alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         """The Nesterov step: gradient + momentum x buffer, after the buffer took the gradient in."""

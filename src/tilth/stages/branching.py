@@ -60,8 +60,9 @@ class Branch:
 
     def origin(self, stream: PackedStream, optimizers: dict[str, torch.optim.Optimizer], drawn: Path,
                layout: Layout | None = None, main: bool = True) -> dict[str, Any]:
-        """The state to begin from; the log of what was drawn is carried over by the first process (`main`). Rates and decays are this stage's; where the policy differs, what is left of the
-        source's stretch is handed back and drawn anew by the new policy; another input is read from its beginning."""
+        """The state to begin from. Rates and decays are this stage's; where the policy differs, what is left of the
+        source's stretch is handed back and drawn anew by the new policy; another input is read from its beginning. The
+        first process (`main`) carries over the log of what was drawn."""
         state = load_state(self.folder, layout)
         for name, optimizer in optimizers.items():
             state["optimizers"][name] = with_settings(state["optimizers"][name], optimizer.state_dict())

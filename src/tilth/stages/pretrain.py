@@ -16,6 +16,7 @@ from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
 from tilth.precision.activations import use_mode
 from tilth.precision.simulated import Simulated
+from tilth.optim.spread import whole_state
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, read_json_lines, write_json
@@ -35,7 +36,6 @@ from tilth.train.device import Precision, matmul_peak, mode_of, peak_memory, pic
 from tilth.train.metrics import Metrics, NoMetrics
 from tilth.train.micro import largest_micro_batch
 from tilth.train.parallel import Parallel, check_parallel
-from tilth.train.spread import whole_state
 from tilth.train.stability import Stability
 
 
@@ -296,7 +296,8 @@ class Pretraining:
             "tokens_per_second": at["tokens"] / max(at["seconds"], 1e-9), "padded": self.stream.padded,
             "split_units": self.stream.split,
             "peak_memory_bytes": peak_memory(self.device), "matmul_flops_per_second": peak,
-            "utilisation": at["flops"] / max(at["seconds"], 1e-9) / peak / self.processes.world, "precision": self.precision,
+            "utilisation": at["flops"] / max(at["seconds"], 1e-9) / peak / self.processes.world,
+            "precision": self.precision,
             "device": str(self.device), "micro_rows": self.decided["micro_rows"], "threads": torch.get_num_threads(),
             "processes": self.processes.world, "parallel": vars(self.context.hardware.parallel),
             "final_loss": [line["loss"] for line in lines if "loss" in line][-1],

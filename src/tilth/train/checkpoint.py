@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from tilth.optim.spread import empty_like, is_spread, spread_like
 from tilth.recipe.console import say
 from tilth.recipe.errors import BadInput, RunFailed
 from tilth.recipe.files import read_json, sha256_file, write_json, writing_folder
 from tilth.train.encoding import decode, encode
 from tilth.train.processes import Processes
-from tilth.train.spread import empty_like, is_spread, spread_like
 
 FORMAT = 1
 TREE, WHOLE, SUMS, PART = "state.json", "tensors.safetensors", "checksums.json", "sums-{}.json"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tilth.train.spread import is_spread, local
+from tilth.optim.spread import is_spread, local
 
 
 def copied(tensor: Tensor) -> Tensor:

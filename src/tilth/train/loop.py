@@ -4,14 +4,14 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tilth.objectives.loss import Batch
 from tilth.optim.schedules import Moment, Schedule
+from tilth.optim.spread import clip_gradients, is_spread
 from tilth.recipe.console import Progress, quantity
 from tilth.recipe.errors import BadInput, Diverged, Interrupted, RunFailed
 from tilth.train.checkpoint import Checkpoints
@@ -20,79 +20,10 @@ from tilth.train.learner import FirstPass, Learner
 from tilth.train.metrics import Metrics
 from tilth.train.parallel import Parallel, ParallelSettings
 from tilth.train.processes import Processes
-from tilth.train.spread import clip_gradients, is_spread
+from tilth.train.protocols import Every, Figures, Judge, LoopSettings, Progressed, Stream
 from tilth.train.stopping import StopRequest
 
-
-class Stream(Protocol):
-    """Where batches come from; rows of successive calls are the same however they are grouped into calls. Among several
-    processes, `next` gives this one its rows, and `observe` is told of the units of all."""
-
-    def next(self, rows: int) -> Batch: ...
-
-    def observe(self, unit_id: Tensor, loss: Tensor) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Judge(Protocol):
-    """Decides whether an update that was worked out may be taken; see `tilth.train.stability`. It may put the learner
-    and the optimizers back to an earlier state, but not the stream."""
-
-    def allows(self, loop: "Loop", update: str, loss: float, gradient_norm: float) -> bool: ...
-
-    def figures(self) -> dict[str, Any]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-Hook = Callable[["Loop"], dict[str, Any] | None]
-Figures = Callable[[], dict[str, float]]
-
 PER_UNIT = ("unit_id", "source", "weight")  # what processes tell each other of their batches before a second pass
-
-
-@dataclass
-class Every:
-    """A hook called after every `steps` steps and after the last; what it returns becomes a line of the metrics. One
-    with an attribute `score` (lower is better) says by it which checkpoint is the best."""
-
-    steps: int
-    hook: Hook
-
-
-@dataclass
-class LoopSettings:
-    """steps: the step to end at; rows: of a global batch; micro_rows: of one forward pass of one process;
-    batch_tokens: positions of a step; first_step, tokens_before: where the run began, if it branched from another."""
-
-    steps: int
-    rows: int
-    micro_rows: int
-    seed: int = 0
-    clip: float | None = 1.0
-    precision: str = "fp32"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    checkpoint_seconds: float = 120.0
-    checkpoint_steps: int | None = None
-    batch_tokens: int = 1
-    first_step: int = 0
-    tokens_before: float = 0.0
-
-
-@dataclass
-class Progressed:
-    """How far a run has come; saved with every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 class Loop:
@@ -115,8 +46,10 @@ class Loop:
         self.first_passes = [*(first_passes or []), *([learner.first_pass] if learner.first_pass else [])]
         self.at = Progressed()
         self.go_on = "run the same command again"
-        self.origin: dict[str, Any] | None = None  # the state to begin from where there is no checkpoint yet
+        self.origin: Callable[[], dict[str, Any]] | None = None  # the state to begin from where there is none yet
         self.judge: Judge | None = None
+        self.fences: list[Callable[[], Any]] = []  # called before anything may overwrite parameters or moments
+        self.newest: Callable[[dict[str, Tensor]], dict[str, Any] | None] = checkpoints.newest
 
     def run(self) -> Progressed:
         keep_freed_memory(self.settings.device)
@@ -136,8 +69,8 @@ class Loop:
                     saved_at = time.monotonic()
                 if stopping and self.at.step < self.settings.steps:
                     self.checkpoints.wait()
-                    raise Interrupted(f"Stopped by {stop.asked or 'another process'} at step {self.at.step} of {self.settings.steps}; the "
-                                      f"checkpoint is {path}. To go on, {self.go_on}.")
+                    raise Interrupted(f"Stopped by {stop.asked or 'another process'} at step {self.at.step} of "
+                                      f"{self.settings.steps}; the checkpoint is {path}. To go on, {self.go_on}.")
         self.checkpoints.wait()
         return self.at
 
@@ -178,6 +111,11 @@ class Loop:
         padded = {"padded": empty / positions} if positions else {}
         return {**vars(self.at), **line, "lr": lr, "tokens_per_second": tokens / seconds, **padded, **more}
 
+    def fence(self) -> None:
+        """Wait until parameters and moments may change: whoever writes to them calls this first."""
+        for fence in self.fences:
+            fence()
+
     def spend(self, flops: float) -> None:
         """Count FLOPs that something beside the steps needs (a probe, a scorer) as part of the run's."""
         self.at.flops += flops
@@ -216,6 +154,7 @@ class Loop:
         if update == self.learner.updates[0]:
             self._observe(seen)
         loss = sums.pop("loss") / max(sums["count"], 1.0)
+        self.fence()
         if self._allowed(update, loss, norm):
             self.optimizers[update].step()
         self.optimizers[update].zero_grad(set_to_none=True)
@@ -288,12 +227,16 @@ class Loop:
         return batch if device.type == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
 
     def save(self) -> Any:
+        return self.checkpoints.save(self.at.step, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that an exact restart needs; tensors are those that training goes on with, not copies."""
         state = {"at": vars(self.at), "learner": self.learner.state_dict(), "stream": self.stream.state_dict(),
                  "optimizers": {name: value.state_dict() for name, value in self.optimizers.items()},
                  "torch_rng": torch.get_rng_state()}
         if self.judge is not None:
             state["judge"] = self.judge.state_dict()
-        return self.checkpoints.save(self.at.step, state)
+        return state
 
     def layout(self) -> dict[str, Tensor]:
         """Of each part of the state that is spread over processes, by its path, a tensor that is spread in that way."""
@@ -305,8 +248,9 @@ class Loop:
         return {path: tensor for path, tensor in spread.items() if is_spread(tensor)}
 
     def restore(self) -> None:
-        """Go back to the newest whole checkpoint, or else to `origin`, and cut the metrics back to it."""
-        state = self.checkpoints.newest(self.layout()) or self.origin
+        """Go back to the newest whole state (a checkpoint, if `newest` says no other), or else to `origin`, and cut the
+        metrics back to it."""
+        state = self.newest(self.layout()) or (self.origin() if self.origin else None)
         if state is not None:
             self.at = Progressed(**state["at"])
             self.learner.load_state_dict(state["learner"])

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from tilth.optim.spread import local
 from tilth.recipe.errors import BadInput
 from tilth.train.learner import Learner
 from tilth.train.processes import Processes
-from tilth.train.spread import local
 
 BUCKET = 1 << 23  # numbers of a bucket of gradients: 32 MiB of float32
 
@@ -99,6 +99,7 @@ class Parallel:
         for part in [*module.blocks, module]:
             fully_shard(part, mesh=mesh, mp_policy=policy)
             part.set_gradient_divide_factor(1.0)  # the loop divides by the whole batch already: gradients are summed
+            part.set_force_sum_reduction_for_comms(True)
         for name in module.spread_methods:
             register_fsdp_forward_method(module, name)
         self.sharded.append(module)

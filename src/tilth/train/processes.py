@@ -48,7 +48,7 @@ class Processes:
         return self.rank == 0
 
     def total(self, values: Sequence[float], everyone: bool = False) -> list[float]:
-        """The sums of `values` over the shares of the batch (or over `everyone`), in float64, equal on every process."""
+        """The sums of `values` over the shares of the batch (or over `everyone`), float64, equal on all processes."""
         if (self.world if everyone else self.data_world) == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64, device=torch.device("cpu") if everyone else self._device())

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_spread(tensor: Any) -> bool:
@@ -63,9 +63,9 @@ def spread_norm(gradients: list[Tensor]) -> float:
     for spread, parts in groups.items():
         one = torch.stack(torch._foreach_norm(parts)).double().square().sum()
         for axis, placement in enumerate(spread[1] if spread else ()):
-            if isinstance(placement, Shard):
+            if placement.is_partial():
+                raise RuntimeError(f"a gradient is placed as {placement}: its parts are not summed yet")
+            if not placement.is_replicate():
                 dist.all_reduce(one, group=spread[0].get_group(axis))
-            elif not isinstance(placement, Replicate):
-                raise RuntimeError(f"a gradient is placed as {placement}, of which the norm is not known")
         square += float(one)
     return math.sqrt(square)
