@@ -255,6 +255,20 @@ def stability(recipe: RecipeName, output: Output, changes: Changes = None,
                                _hardware(device, micro_rows, workers), _command()))
 
 
+@analyze.command()
+def geography(model: Model, data: Annotated[Path, typer.Option(help="CSV of cities: name, lat, lon, country, admin1, "
+                                                                    "population, timezone.")],
+              points: Annotated[int, typer.Option(min=50, help="Places asked about.")] = 3000,
+              train: Annotated[int, typer.Option(min=20, help="Of them to learn from.")] = 1000,
+              seeds: Annotated[int, typer.Option(min=1, help="Draws of places and splits.")] = 5,
+              output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a JSON file.")] = None,
+              device: Device = "auto", as_json: Json = False) -> None:
+    """What does a model know of places? A linear probe beside boosted trees and neighbours that read no text."""
+    from tilth.stages.commands import probe_geography
+    _finish(as_json, probe_geography(model, {"data": str(data), "points": points, "train": train, "seeds": seeds},
+                                     output, device))
+
+
 @app.command()
 def trace(run: Annotated[Path, typer.Argument(help="A run's folder, or its pretrain stage.")],
           steps: Annotated[str, typer.Option(help="First:last step, for example 800:900 (the last is not shown).")],

@@ -100,6 +100,24 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
     return results
 
 
+def probe_geography(path: Path, fields: dict[str, Any], output: Path | None, device: str) -> dict[str, Any]:
+    """What a model knows of places, as a table and a JSON file; `fields` are those of GeographyConfig."""
+    from tilth.analyze.geography_probe import GeographyConfig, summary
+    from tilth.evaluate import Likelihood, Scorer
+    from tilth.report import text_table
+    from tilth.stages.model_folder import load_model
+    from tilth.train.device import pick_device
+    config = parse(GeographyConfig, fields, "geography")
+    model, tokenizer = load_model(path)
+    model.to(pick_device(device))
+    found = config.run(Scorer(Likelihood(model, length=model.config.context), tokenizer, quiet=True))
+    print(text_table(summary(found), ["held out", "predictor", "r2", "over seeds", "r"]))
+    if output is not None:
+        write_json(output, found)
+        say(f"results: {output}")
+    return found
+
+
 def named_tasks(tasks: Sequence[str]) -> list[Any]:
     """Tasks as the command line names them: task files by their path, shipped ones by name, all others by kind."""
     from tilth.evaluate import EvaluateConfig
