@@ -1,8 +1,9 @@
 """A compressed model in the layout that transformers' SpQR integration loads (`SpQRConfig`, package `spqr_quant`).
 
 The integration holds 3-bit weights in groups of 16 x 16 with 3-bit statistics and nothing else; other settings are
-refused by the field that differs. It runs on CUDA devices only. transformers 5.24 calls `create_placeholder`, which
-spqr_quant 0.2.0 spells `create_placehodler`: with that pair, loading needs the one name set to the other.
+refused by the field that differs. It runs on CUDA devices only. As released, transformers 5.24 and spqr_quant 0.2.0 do
+not load any model: the first calls `create_placeholder`, which the second spells `create_placehodler`, and looks a
+nested layer up among the model's direct children (KeyError). The layout itself is tested with both mended.
 """
 
 from pathlib import Path
