@@ -101,7 +101,7 @@ def restored(state: dict[str, Any], parameter: Tensor, expansion: Exponent | Non
             of = torch.searchsorted(old_start, torch.arange(start, start + size), right=True) - 1
             values = dequantize_numbers(local.cpu(), largest[of], None if exponent is None else exponent[of])
             stored = mixed(whole, stored, quantize_moment(values, expansion))
-        parts_found = (None if one is None else one.to(device).contiguous() for one in stored)
+        parts_found = (None if one is None else one.to(device, copy=True).contiguous() for one in stored)
         found |= dict(zip((f"{name}_codes", f"{name}_largest", f"{name}_exponent"), parts_found, strict=True))
     return found
 

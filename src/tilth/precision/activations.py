@@ -148,11 +148,12 @@ class _Kept(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first = len(ctx.saved_tensors) - 2 * len(ctx.dtypes)
-        stored = [Scaled(*ctx.saved_tensors[at : at + 2]) for at in range(first, len(ctx.saved_tensors), 2)]
+        saved = ctx.saved_tensors  # once: activation checkpointing allows no second look
+        first = len(saved) - 2 * len(ctx.dtypes)
+        stored = [Scaled(*saved[at : at + 2]) for at in range(first, len(saved), 2)]
         rounded = [dequantize(one, dtype) for one, dtype in zip(stored, ctx.dtypes, strict=True)]
         inputs = [x.detach().requires_grad_(needed) for x, needed in
-                  zip([*rounded, *ctx.saved_tensors[:first]], ctx.needs_input_grad[2:], strict=True)]
+                  zip([*rounded, *saved[:first]], ctx.needs_input_grad[2:], strict=True)]
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             out = ctx.function(*inputs)
         found = iter(torch.autograd.grad(out, [x for x in inputs if x.requires_grad], grad))
