@@ -109,13 +109,16 @@ def _path(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> list[np.ndarray]:
 
 
 def trees(x: np.ndarray, y: np.ndarray, new: np.ndarray, seed: int) -> np.ndarray:
-    """Gradient-boosted trees with the library's defaults."""
+    """Gradient-boosted trees with the library's defaults, on the columns that vary."""
     try:
         from sklearn.ensemble import HistGradientBoostingRegressor
     except ImportError as error:
         raise BadInput("Geographic probing needs boosted trees to stand beside: pip install 'tilth[geography]'."
                        ) from error
-    return HistGradientBoostingRegressor(random_state=seed).fit(x, y).predict(new)
+    varies = np.array([len(np.unique(column[np.isfinite(column)])) > 1 for column in x.T])
+    if not varies.any():
+        return np.full(len(new), y.mean())
+    return HistGradientBoostingRegressor(random_state=seed).fit(x[:, varies], y).predict(new[:, varies])
 
 
 def nearest(points: np.ndarray, y: np.ndarray, new: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
