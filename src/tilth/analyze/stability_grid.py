@@ -89,7 +89,8 @@ def _cell(spec: Spec, rate: float, runs: Sequence[Trained]) -> dict[str, Any]:
     finals = [run.outcome.final for run in runs]
     failed = sum(run.outcome.failed for run in runs)
     last = [run.sharpness[-1][1] for run in runs if run.sharpness and math.isfinite(run.sharpness[-1][1])]
-    return {"format": spec.name, "rate": rate, "kinds": [run.outcome.kind for run in runs], "finals": finals,
+    return {"format": spec.name, "rate": rate, "kinds": [run.outcome.kind for run in runs],
+            "firsts": [run.outcome.first for run in runs], "finals": finals,
             "median": middle(finals), "failed": failed, "failed_interval": wilson(failed, len(runs)),
             "spikes": [run.outcome.spikes for run in runs], "diverged_at": [run.outcome.diverged_at for run in runs],
             "sharpness": [list(map(list, run.sharpness)) for run in runs],
