@@ -24,12 +24,9 @@ from tilth.report import text_table
 from tilth.stages.load import load_recipe
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Hardware, Recipe
-from tilth.trial.stability_page import write_page
+from tilth.trial.stability_page import HEADER, answer, rows, write_page
 from tilth.trial.sweep import Sweep
 from tilth.trial.trial import only
-
-HEADER = ("format", "bits", "failed", "95 %", "spiking", "largest rate", "best rate", "loss", "excess", "at most",
-          "sensitivity", "safe")
 
 
 class StabilityStudy(Sweep):
@@ -80,43 +77,6 @@ def _settle(name: str, changes: Sequence[str]) -> tuple[str, list[str]]:
     held_out = any(getattr(one, "held_out", None) is not None for one in recipe.stages.values())
     more = [f"{stage}.sharpness={{}}"] if settings.sharpness is None and held_out else []
     return stage, [*changes, *more]
-
-
-def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's cells, a row a format."""
-    found = []
-    for row in result["formats"]:
-        failed, (low, high) = row["diverged"] + row["stalled"], row["failed_interval"]
-        found.append([row["format"], str(row["bits"]), f"{failed} of {row['runs']}", f"{low:.2f} to {high:.2f}",
-                      str(row["spiking"]), _number(row["largest_rate"], "none"), _number(row["best_rate"], "none"),
-                      "-" if row["best_loss"] is None else f"{row['best_loss']:.4f}",
-                      _percent(row["excess"]), _percent(row["excess_upper"]),
-                      "-" if row["sensitivity"] is None else f"{row['sensitivity']:.3f}",
-                      "yes" if row["safe"] else f"no: {row['because']}"])
-    return found
-
-
-def _number(value: float | None, missing: str = "-") -> str:
-    return missing if value is None else f"{value:g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{100 * value:+.2f} %"
-
-
-def answer(result: dict[str, Any]) -> str:
-    """One paragraph: how many bits this recipe needs, and how sure that is."""
-    found, seeds = result["answer"], len(result["seeds"])
-    seen = f"{100 * result['chance_to_see_a_failure_of_10_percent']:.0f} %"
-    sure = (f"With {seeds} seed{'s' if seeds > 1 else ''} a cell, a failure that strikes one run in ten shows in "
-            f"a cell with {seen}.")
-    if found["format"] is None:
-        return f"No format tried is safe for this recipe, the reference {result['reference']} included. {sure}"
-    below = f" Not safe at as many bits or fewer: {', '.join(found['unsafe_below'])}." if found["unsafe_below"] else (
-        " No narrower format was tried that is not safe.")
-    return (f"This recipe needs {found['bits']} bits: {found['format']} fails nowhere where {result['reference']} does "
-            f"not, keeps the range of learning rates, and at {_number(result['reference_rate'])} loses at most "
-            f"{100 * result['tolerance']:g} %.{below} {sure}")
 
 
 def run_study(name: str, changes: Sequence[str], formats: str, rates: str, seeds: int, folder: Path, tolerance: float,

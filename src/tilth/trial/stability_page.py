@@ -1,4 +1,4 @@
-"""The page of a stability study: the answer, two tables and three charts, in one file that opens offline."""
+"""What a stability study shows: the table and the answer for a terminal, and a page that opens offline."""
 
 import math
 from collections.abc import Mapping
@@ -15,16 +15,54 @@ from tilth.report.plots import Series, line_chart
 from tilth.report.templating import environment
 
 TEMPLATE = Path(__file__).with_name("stability.html.j2")
+HEADER = ("format", "bits", "failed", "95 %", "spiking", "largest rate", "best rate", "loss", "excess", "at most",
+          "sensitivity", "safe")
 
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
-    from tilth.trial.stability import HEADER, answer, rows
     template = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(recipe=result["recipe"], answer=answer(dict(result)), header=HEADER, rows=rows(dict(result)),
+    page = template.render(recipe=result["recipe"], answer=answer(result), header=HEADER, rows=rows(result),
                            cells=cells(result), charts=charts(result), limits=result["thresholds"],
                            measure=result["measure"], seeds=result["seeds"], warned=warned(result),
                            version=tilth.__version__)
     write_bytes(path, page.encode())
+
+
+def rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The table's cells, a row a format."""
+    found = []
+    for row in result["formats"]:
+        failed, (low, high) = row["diverged"] + row["stalled"], row["failed_interval"]
+        found.append([row["format"], str(row["bits"]), f"{failed} of {row['runs']}", f"{low:.2f} to {high:.2f}",
+                      str(row["spiking"]), _number(row["largest_rate"], "none"), _number(row["best_rate"], "none"),
+                      "-" if row["best_loss"] is None else f"{row['best_loss']:.4f}",
+                      _percent(row["excess"]), _percent(row["excess_upper"]),
+                      "-" if row["sensitivity"] is None else f"{row['sensitivity']:.3f}",
+                      "yes" if row["safe"] else f"no: {row['because']}"])
+    return found
+
+
+def _number(value: float | None, missing: str = "-") -> str:
+    return missing if value is None else f"{value:g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:+.2f} %"
+
+
+def answer(result: Mapping[str, Any]) -> str:
+    """One paragraph: how many bits this recipe needs, and how sure that is."""
+    found, seeds = result["answer"], len(result["seeds"])
+    seen = f"{100 * result['chance_to_see_a_failure_of_10_percent']:.0f} %"
+    sure = (f"With {seeds} seed{'s' if seeds > 1 else ''} a cell, a failure that strikes one run in ten shows in "
+            f"a cell with {seen}.")
+    if found["format"] is None:
+        return f"No format tried is safe for this recipe, the reference {result['reference']} included. {sure}"
+    below = f" Not safe at as many bits or fewer: {', '.join(found['unsafe_below'])}." if found["unsafe_below"] else (
+        " No narrower format was tried that is not safe.")
+    return (f"This recipe needs {found['bits']} bits: {found['format']} fails nowhere where {result['reference']} does "
+            f"not, keeps the range of learning rates, and at {_number(result['reference_rate'])} loses at most "
+            f"{100 * result['tolerance']:g} %.{below} {sure}")
 
 
 def charts(result: Mapping[str, Any]) -> list[Markup]:
