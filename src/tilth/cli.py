@@ -32,6 +32,8 @@ Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: spread wei
 Replicas = Annotated[int, typer.Option(min=1, help="With --shard: so many whole copies, each over a part of the "
                                                    "processes (hybrid sharding).")]
 Tensor = Annotated[int, typer.Option(min=1, help="Under torchrun: processes that share the matrices of each block.")]
+ContextWays = Annotated[int, typer.Option("--context", min=1, help="Under torchrun: processes that share the positions "
+                                          "of each row, for long rows.")]
 RememberWhat = Annotated[str, typer.Option(help="What blocks keep for the backward pass: all, products (of matrices), "
                                                 "inputs. Less is less memory and more computation.")]
 Model = Annotated[Path, typer.Argument(help="A run, a model folder of Tilth, or a Llama-family folder.")]
@@ -56,24 +58,25 @@ def _command() -> str:
 @app.command()
 def run(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
         micro_rows: MicroRows = None, workers: Workers = 1, compile: Compile = False, shard: Shard = False,
-        replicas: Replicas = 1, tensor: Tensor = 1, remember: RememberWhat = "all",
+        replicas: Replicas = 1, tensor: Tensor = 1, context: ContextWays = 1, remember: RememberWhat = "all",
         new: Annotated[bool, typer.Option("--new", help="Remove an earlier run in the folder first.")] = False,
         as_json: Json = False) -> None:
     """The whole road of a recipe; interrupted, the same command goes on where it stopped."""
     from tilth.stages.commands import run_named
     hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
-                         remember=remember)
+                         context=context, remember=remember)
     _finish(as_json, run_named(recipe, changes or [], folder, hardware, new, _command()))
 
 
 @app.command()
 def pretrain(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
              micro_rows: MicroRows = None, workers: Workers = 1, compile: Compile = False, shard: Shard = False,
-             replicas: Replicas = 1, tensor: Tensor = 1, remember: RememberWhat = "all", as_json: Json = False) -> None:
+             replicas: Replicas = 1, tensor: Tensor = 1, context: ContextWays = 1, remember: RememberWhat = "all",
+             as_json: Json = False) -> None:
     """Only the pretrain stages of a recipe, and what they read."""
     from tilth.stages.commands import run_named
     hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
-                         remember=remember)
+                         context=context, remember=remember)
     _finish(as_json, run_named(recipe, changes or [], folder, hardware, False, _command(), only="pretrain"))
 
 

@@ -78,6 +78,8 @@ SCENARIOS = {
     "hybrid": (ParallelSettings("shard", replicas=2), dict),
     "tensor": (ParallelSettings(tensor=2), dict),
     "tensor_shard": (ParallelSettings("shard", tensor=2), dict),
+    "context": (ParallelSettings(context=2), dict),
+    "context_shard": (ParallelSettings("shard", context=2), dict),
     "muon": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),
     "hardest": (ParallelSettings(), lambda: plain(stream=PackedRows(), first_passes=[HardestFirst()])),
     "hardest_shard": (ParallelSettings("shard"), lambda: plain(stream=PackedRows(), first_passes=[HardestFirst()])),
@@ -109,13 +111,13 @@ def run(folder: Path, name: str, processes: Processes, settings: ParallelSetting
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where, names = Path(sys.argv[1]), sys.argv[2:]
-    by_tensor: dict[int, Processes] = {}
+    by_shape: dict[tuple[int, int], Processes] = {}
     for one in names:
         if one == "again":
             names.insert(names.index(one) + 1, "again:4")
             one = "again:2"
         one, _, steps = one.partition(":")
-        tensor = SCENARIOS[one][0].tensor
-        if tensor not in by_tensor:
-            by_tensor[tensor] = start_processes("cpu", tensor)
-        run(where, one, by_tensor[tensor], **({"steps": int(steps)} if steps else {}))
+        shape = SCENARIOS[one][0].tensor, SCENARIOS[one][0].context
+        if shape not in by_shape:
+            by_shape[shape] = start_processes("cpu", *shape)
+        run(where, one, by_shape[shape], **({"steps": int(steps)} if steps else {}))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tilth.models.cache import Cache
 from tilth.models.config import Pattern, TransformerConfig
+from tilth.models.context import ContextGroup
 from tilth.models.norms import RMSNorm
 from tilth.models.parametrization import factors
 from tilth.models.rotary import Rotation, rotate
@@ -20,11 +21,13 @@ from tilth.precision.activations import Linear
 @dataclass(frozen=True)
 class Sight:
     """Who sees whom: one of everything, `causal`, `runs` (lengths of pieces of the flattened batch, each on its own)
-    or `mask` (broadcastable to (B, H, L, S); True where seen). `causal` also says so of each run."""
+    or `mask` (broadcastable to (B, H, L, S); True where seen). `causal` also says so of each run. `context`: brings
+    the keys and values of whole rows together, where their positions are divided over processes."""
 
     causal: bool = False
     runs: tuple[int, ...] | None = None
     mask: Tensor | None = None
+    context: ContextGroup | None = None
 
 
 def sight(pattern: Pattern, segments: Tensor | None, prefix: Tensor | None, length: int, past: int,
@@ -51,6 +54,18 @@ def sight(pattern: Pattern, segments: Tensor | None, prefix: Tensor | None, leng
     if segments is None and pattern != "prefix":
         return Sight(causal)
     return Sight(mask=_mask(pattern, segments, prefix, length, device))
+
+
+def sight_of_part(pattern: Pattern, segments: Tensor | None, prefix: Tensor | None, length: int,
+                  context: ContextGroup, device: torch.device) -> Sight:
+    """The same for a process that holds `length` positions of each row; `segments` and `prefix` are those of its part.
+    Keys behind the last query of a causal row are left out."""
+    start, whole = context.start(length), length * context.world
+    segments = None if segments is None else context.gather(segments)
+    prefix = None if prefix is None else context.gather(prefix)
+    keys = whole if pattern != "causal" else start + length
+    mask = _mask(pattern, segments, prefix, whole, device)[..., start:start + length, :keys]
+    return Sight(mask=mask, context=context)
 
 
 def _mask(pattern: Pattern, segments: Tensor | None, prefix: Tensor | None, length: int,
@@ -118,6 +133,8 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)
+        if seen.context is not None:
+            k, v = (seen.context.gather(x)[:, :seen.mask.shape[-1]] for x in (k, v))  # type: ignore[union-attr]
         return self.out(attend(q, k, v, seen).flatten(2))
 
     def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tilth.models.attention import Sight, sight
+from tilth.models.attention import Sight, sight, sight_of_part
 from tilth.models.blocks import Block
 from tilth.models.cache import Cache, no_grad_needed
 from tilth.models.config import TransformerConfig
+from tilth.models.context import ContextGroup
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
 from tilth.models.remember import Remember
@@ -28,8 +29,12 @@ from tilth.recipe import BadInput
 class Transformer(nn.Module):
     """`model(tokens) -> logits (B, L, V)`; see `hidden` for the other arguments.
 
-    `blocks`, `spread_methods`, `tensor_plan` and `remember` are what `tilth.train.parallel` asks of a model.
+    `blocks`, `spread_methods`, `tensor_plan`, `remember` and `context_group` are what `tilth.train.parallel` asks of a
+    model. context_group: the processes over which the positions of each row are divided; then every argument of shape
+    (B, L) holds this process's part.
     """
+
+    context_group: ContextGroup | None = None
 
     spread_methods = ("hidden",)
 
@@ -72,18 +77,24 @@ class Transformer(nn.Module):
         no_grad_needed(cache)
         x_BLD = self._embed(tokens, embeddings)
         past = cache.length if cache is not None else 0
-        if past + x_BLD.shape[1] > self.config.context:
-            raise BadInput(f"A row of {past + x_BLD.shape[1]} positions is longer than the model's context of "
+        group = self.context_group
+        whole = past + x_BLD.shape[1] * (group.world if group else 1)
+        if whole > self.config.context:
+            raise BadInput(f"A row of {whole} positions is longer than the model's context of "
                            f"{self.config.context}; shorten the row, or set `model.context` higher.")
         self._check(segments, cache, memory)
         if positions is None:
-            positions = torch.arange(past, past + x_BLD.shape[1], device=x_BLD.device)[None]
+            first = past + (group.start(x_BLD.shape[1]) if group else 0)
+            positions = torch.arange(first, first + x_BLD.shape[1], device=x_BLD.device)[None]
         if self.config.positions == "learned":
             x_BLD = x_BLD + self.position_embedding(positions)
         if self.factors.embedding != 1 and tokens is not None:
             x_BLD = x_BLD * self.factors.embedding
         x_BLD = x_BLD.to(compute_dtype(x_BLD))
-        seen = sight(self.config.attention, segments, prefix, x_BLD.shape[1], past, x_BLD.device)
+        if group is None:
+            seen = sight(self.config.attention, segments, prefix, x_BLD.shape[1], past, x_BLD.device)
+        else:
+            seen = sight_of_part(self.config.attention, segments, prefix, x_BLD.shape[1], group, x_BLD.device)
         turn = None
         if self.config.positions == "rope":
             turn = rotation(positions, self.config.sizes().head_width, self.config.rope_theta, x_BLD.dtype)

@@ -39,6 +39,7 @@ class HeldOutHook:
         for first in range(0, len(batches), processes.data_world):
             place = first + processes.data_rank
             batch = {name: tensor.to(device) for name, tensor in batches[min(place, len(batches) - 1)].items()}
+            batch = loop.parallel.positions_of(batch)
             with autocast(loop.settings.precision, device):
                 loss = learner.loss(learner.updates[0], batch, seeded("held_out", device=device))
             if place < len(batches):

@@ -32,7 +32,7 @@ def run_recipe(recipe: Recipe, folder: Path, hardware: Hardware | None = None, n
     Started by torchrun or srun, the first process runs every stage and the others join those that are for all.
     """
     hardware = hardware or Hardware()
-    processes = start_processes(hardware.device, hardware.parallel.tensor)
+    processes = start_processes(hardware.device, hardware.parallel.tensor, hardware.parallel.context)
     if not processes.main:
         return _follow(recipe, folder, hardware, command, processes)
     together = Together(processes)

@@ -92,14 +92,15 @@ class Loop:
     def step(self) -> dict[str, Any]:
         """One step: all updates of the learner on one global batch. Returns its line of the metrics."""
         start, cpu_start = time.perf_counter(), time.process_time()
-        batches = [self._to_device(self.stream.next(self.settings.micro_rows)) for _ in range(self.micro_batches)]
+        batches = [self.parallel.positions_of(self._to_device(self.stream.next(self.settings.micro_rows)))
+                   for _ in range(self.micro_batches)]
         lr = self._set_rates()
         line: dict[str, Any] = {}
         for update in self.learner.updates:
             line |= self._update(update, batches)
         self.learner.after_step(self.at.step)
         tokens = int(line.pop("count"))
-        mine = sum(self.learner.flops(batch) or 0.0 for batch in batches)
+        mine = sum(self.learner.flops(batch) or 0.0 for batch in batches) / self.processes.context
         flops, empty, positions = self.processes.total([mine, *padding(batches)])
         [cpu_seconds] = self.processes.total([time.process_time() - cpu_start], everyone=True)
         seconds = time.perf_counter() - start
@@ -185,7 +186,8 @@ class Loop:
         sums["count"] += float(count.sum())
         for name, term in loss.terms.items():
             sums[name] = sums.get(name, 0.0) + float(term.detach()) * share
-        return {"unit_id": batch["unit_id"], "loss": loss.total.detach() / count.clamp(min=1)}
+        over = self.processes.over_positions
+        return {"unit_id": batch["unit_id"], "loss": over(loss.total.detach()) / over(count).clamp(min=1)}
 
     def _observe(self, seen: list[dict[str, Tensor]]) -> None:
         """Tell the stream, on every process, of the units of the global batch, in the order of one process alone."""
@@ -195,6 +197,9 @@ class Loop:
 
     def _look_first(self, update: str, batches: list[Batch]) -> list[Batch]:
         """Run the first passes, each over the whole global batch without gradient, and join their results."""
+        if self.first_passes and self.processes.context > 1:
+            raise BadInput("A first pass (a weigher that looks at losses, gathered embeddings) needs whole rows in "
+                           "each process; train without --context.")
         for first_pass in self.first_passes:
             if self.at.step < getattr(first_pass, "starts", 0):
                 continue

@@ -4,7 +4,7 @@ replicate: every process holds the whole model; gradients are summed in buckets.
 (`fully_shard`): each process holds a part of every parameter, its gradient and its moments, gathered a block at a
 time; hybrid: sharded within groups of processes, replicated between them. tensor: the matrices of each block are split
 over the heads and hidden features of a group of processes that see the same rows (Shoeybi et al. 2019, arXiv
-1909.08053), which goes with any of the three.
+1909.08053); context: the positions of each row are divided over a group. Both go with any of the three.
 
 A module can be spread if it has `blocks` (what is gathered at once) and `spread_methods` (the names of the methods,
 beside `forward`, that its objective calls); others are replicated.
@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from tilth.models.context import ContextGroup
+from tilth.objectives.loss import Batch
 from tilth.optim.spread import local
 from tilth.recipe.errors import BadInput
 from tilth.train.learner import Learner
@@ -33,17 +35,19 @@ Strategy = Literal["replicate", "shard"]
 @dataclass
 class ParallelSettings:
     """strategy: see the module; replicas: groups that each hold one whole sharded copy (hybrid sharding; 1: one copy
-    over all processes); tensor: processes that share each block's matrices; remember: what blocks keep for their
+    over all processes); tensor: processes that share each block's matrices; context: processes that share the positions
+    of each row; remember: what blocks keep for their
     backward pass: all, only the results of matrix products, or only their inputs (the rest is computed again)."""
 
     strategy: Strategy = "replicate"
     replicas: int = 1
     tensor: int = 1
+    context: int = 1
     remember: Literal["all", "products", "inputs"] = "all"
     compile: bool = False
 
 
-def settings_of(shard: bool = False, replicas: int = 1, tensor: int = 1, remember: str = "all",
+def settings_of(shard: bool = False, replicas: int = 1, tensor: int = 1, context: int = 1, remember: str = "all",
                 compile: bool = False) -> ParallelSettings:
     """The settings that a command line means; BadInput where they contradict each other."""
     if remember not in ("all", "products", "inputs"):
@@ -51,7 +55,8 @@ def settings_of(shard: bool = False, replicas: int = 1, tensor: int = 1, remembe
     if replicas > 1 and not shard:
         raise BadInput("--replicas says how many sharded copies there are, so it needs --shard; without it every "
                        "process holds a whole copy.")
-    return ParallelSettings("shard" if shard else "replicate", replicas, tensor, remember, compile)  # type: ignore[arg-type]
+    return ParallelSettings("shard" if shard else "replicate", replicas, tensor, context, remember,  # type: ignore
+                            compile)
 
 
 class Parallel:
@@ -62,11 +67,16 @@ class Parallel:
         self.learner, self.processes, self.settings = learner, processes, settings
         device = device or torch.device("cpu")
         self.sharded: list[Any] = []
+        self._context: ContextGroup | None = None
         self.mesh = self._mesh(device) if processes.world > 1 else None
         for module in map(_untyped, learner.modules.values()):
             if settings.remember != "all":
                 _needs(module, "remember", "activation checkpointing")
                 module.remember = settings.remember
+            if settings.context > 1:
+                _needs(module, "context_group", "context parallelism")
+                module.context_group = self._context = ContextGroup(processes.context_rank, processes.context,
+                                                                    processes.context_group)
             if settings.tensor > 1:
                 self._split(module)
             if settings.compile:
@@ -75,7 +85,7 @@ class Parallel:
                 self._shard(module, precision)
 
     def _mesh(self, device: torch.device) -> DeviceMesh:
-        data, replicas = self.processes.data_world, self.settings.replicas
+        data, replicas = self.processes.world // self.settings.tensor, self.settings.replicas
         if data % replicas:
             raise BadInput(f"{data} processes cannot hold {replicas} replicas (--replicas); choose a divisor.")
         return init_device_mesh(device.type, (replicas, data // replicas, self.settings.tensor),
@@ -111,16 +121,25 @@ class Parallel:
             module.set_requires_gradient_sync(last)
         yield
 
+    def positions_of(self, batch: Batch) -> Batch:
+        """The batch with the positions of each row that are this process's."""
+        if self._context is None:
+            return batch
+        if batch["unit_index"].shape[1] % self._context.world:
+            raise BadInput(f"Rows of {batch['unit_index'].shape[1]} positions cannot be divided over "
+                           f"{self._context.world} processes (--context); choose another `length`.")
+        return self._context.slice(batch)
+
     def reduce(self, parameters: Iterable[Tensor]) -> None:
         """Sum the gradients of whole (not sharded) parameters over the shares of the batch, in place."""
-        if self.processes.data_world == 1:
+        if self.processes.world // self.processes.tensor == 1:
             return
         inside = {id(parameter) for module in self.sharded for parameter in module.parameters()}
         whole = [parameter for parameter in parameters if id(parameter) not in inside]
         for bucket in buckets(self._with_gradient(whole)):
             gradients = [local(parameter.grad) for parameter in bucket if parameter.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat, group=self.processes.data_group)
+            dist.all_reduce(flat, group=self.processes.sum_group)
             for gradient, summed in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 

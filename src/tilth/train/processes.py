@@ -1,8 +1,8 @@
 """The processes of a run: started by `torchrun` or `srun`, one a device, each with its share of every batch.
 
 A run alone is `Processes()`: every exchange gives back what it was given, and nothing of torch.distributed is touched.
-Rows go to processes by `data_rank` of `data_world`; processes that share one model by tensor parallelism have the same
-data rank and see the same rows.
+Rows go to processes by `data_rank` of `data_world`. Processes that share the positions of rows (context parallelism) or
+the matrices of one model (tensor parallelism) have the same data rank and see the same rows.
 """
 
 import atexit
@@ -25,22 +25,29 @@ PATIENCE = timedelta(days=7)  # the others wait while the first process curates
 class Processes:
     """This process among those of the run, and what they tell each other about numbers, objects and tensors.
 
-    rank, world: of all processes; local_rank: on this machine; tensor: processes that share each model.
+    rank, world: of all processes; local_rank: on this machine; context, tensor: processes that share the positions of
+    each row, and each block's matrices. A rank is (data_rank x context + context_rank) x tensor + tensor rank.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, tensor: int = 1):
-        if world % tensor:
-            raise BadInput(f"{world} processes cannot be split into groups of {tensor} (--tensor); choose a divisor.")
-        self.rank, self.world, self.local_rank, self.tensor = rank, world, local_rank, tensor
-        self.data_rank, self.data_world = rank // tensor, world // tensor
-        self.data_group: Any = None
+    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, tensor: int = 1, context: int = 1):
+        if world % (tensor * context):
+            raise BadInput(f"{world} processes cannot be split into groups of {tensor * context} (--tensor times "
+                           f"--context); choose a divisor.")
+        self.rank, self.world, self.local_rank, self.tensor, self.context = rank, world, local_rank, tensor, context
+        self.data_rank, self.data_world = rank // (tensor * context), world // (tensor * context)
+        self.context_rank = rank // tensor % context
+        self.data_group: Any = None  # those with other rows
+        self.context_group: Any = None  # those with other positions of the same rows
+        self.sum_group: Any = None  # both: all whose losses and gradients add up
         self.quiet_group: Any = None  # over the CPU, and patient: for orders, not for gradients
         self.checkpoint_group: Any = None  # of its own, since checkpoints are written from another thread
         if world > 1:
             self.quiet_group = dist.new_group(timeout=PATIENCE, backend="gloo")
             self.checkpoint_group = dist.new_group(timeout=PATIENCE, backend="gloo")
-            groups = [dist.new_group(list(range(first, world, tensor))) for first in range(tensor)]
-            self.data_group = groups[rank % tensor]
+            places = np.arange(world).reshape(self.data_world, context, tensor)
+            self.data_group = _mine(rank, places.transpose(1, 2, 0).reshape(-1, self.data_world))
+            self.context_group = _mine(rank, places.transpose(0, 2, 1).reshape(-1, context))
+            self.sum_group = _mine(rank, places.transpose(2, 0, 1).reshape(tensor, -1))
 
     @property
     def main(self) -> bool:
@@ -49,10 +56,10 @@ class Processes:
 
     def total(self, values: Sequence[float], everyone: bool = False) -> list[float]:
         """The sums of `values` over the shares of the batch (or over `everyone`), float64, equal on all processes."""
-        if (self.world if everyone else self.data_world) == 1:
+        if (self.world if everyone else self.world // self.tensor) == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64, device=torch.device("cpu") if everyone else self._device())
-        dist.all_reduce(numbers, group=self.quiet_group if everyone else self.data_group)
+        dist.all_reduce(numbers, group=self.quiet_group if everyone else self.sum_group)
         return numbers.tolist()
 
     def any(self, *flags: bool) -> list[bool]:
@@ -84,6 +91,13 @@ class Processes:
             torch.empty(int(size), dtype=torch.int64))
         dist.broadcast(buffer, 0, group=self.quiet_group)
         return buffer.numpy()
+
+    def over_positions(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes that hold other positions of the same rows."""
+        if self.context > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor, group=self.context_group)
+        return tensor
 
     def gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The dict of every data rank, in their order; tensors of one name may differ in their first size only."""
@@ -118,12 +132,18 @@ class Processes:
         return torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
 
 
-def start_processes(device: str = "auto", tensor: int = 1) -> Processes:
+def _mine(rank: int, members: np.ndarray) -> Any:
+    """The group of this process among groups (rows) that every process must make."""
+    groups = [dist.new_group(row.tolist()) for row in members]
+    return groups[int(np.flatnonzero((members == rank).any(1))[0])]
+
+
+def start_processes(device: str = "auto", tensor: int = 1, context: int = 1) -> Processes:
     """Join the processes that `torchrun` (RANK, WORLD_SIZE) or `srun` (SLURM_PROCID, SLURM_NTASKS) started; alone where
     there are none."""
     environment = launched()
     if environment is None:
-        return Processes(tensor=tensor)
+        return Processes(tensor=tensor, context=context)
     rank, world, local_rank = environment
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if not dist.is_initialized():
@@ -131,7 +151,7 @@ def start_processes(device: str = "auto", tensor: int = 1) -> Processes:
             torch.cuda.set_device(local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=world)
         atexit.register(stop_processes)
-    return Processes(rank, world, local_rank, tensor)
+    return Processes(rank, world, local_rank, tensor, context)
 
 
 def launched() -> tuple[int, int, int] | None:
