@@ -35,6 +35,11 @@ class CoatAdamW(OptimizerConfig):
     expansion: bool = True
     exponent: Exponent = "exact"
 
+    @property
+    def state_bytes(self) -> float:
+        """Two codes, and two or four float32 scalars a group of 128; groups that are not full take more."""
+        return 2 + (16 if self.expansion else 8) / MOMENT_GROUP
+
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
         return Fp8AdamW(self.settings(list(groups)), lr=self.rate, betas=self.betas, eps=self.epsilon,
                         expansion=self.exponent if self.expansion else None)

@@ -57,6 +57,11 @@ class OptimizerConfig(Config):
                            "be a number.")
         return self.lr
 
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of state that a parameter takes, at most."""
+        return 8.0
+
     def build(self, groups: Iterable[ParameterGroup]) -> torch.optim.Optimizer:
         raise TypeError(f"{type(self).__name__} does not define build.")
 

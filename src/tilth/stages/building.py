@@ -80,12 +80,13 @@ def with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
 @dataclass
 class Probe:
     """A short measurement of training steps: seconds of a micro-batch (forward and backward) and of an optimizer
-    update, bytes that one row keeps for its backward pass."""
+    update, bytes that one row keeps for its backward pass, bytes of the optimizer's state."""
 
     micro_rows: int
     micro_seconds: float
     update_seconds: float
     row_bytes: int
+    state_bytes: int
 
     def seconds_per_step(self, rows: float) -> float:
         return rows / self.micro_rows * self.micro_seconds + self.update_seconds
@@ -122,7 +123,16 @@ def probe_speed(learner: Learner, optimizer_config: OptimizerConfig, batch: Batc
         stepping.append(time.perf_counter() - middle)
     # The first round warms up; the median of the rest is robust against what else the machine does.
     return Probe(rows, sorted(micro[1:])[(repeats - 1) // 2], sorted(stepping[1:])[(repeats - 1) // 2],
-                 saved.bytes // rows)
+                 saved.bytes // rows, state_bytes(optimizer))
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Bytes of all tensors that an optimizer keeps."""
+    parts = getattr(optimizer, "parts", None)
+    if parts is not None:
+        return sum(map(state_bytes, parts))
+    return sum(value.nbytes for state in optimizer.state.values() for value in state.values()
+               if isinstance(value, torch.Tensor))
 
 
 def _finish(device: torch.device) -> None:

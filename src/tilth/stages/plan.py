@@ -72,8 +72,9 @@ def data_facts(recipe: Recipe, stage: PretrainStage, folder: Path) -> tuple[int,
 
 
 def memory(parameters: int, probe: Probe, micro_rows: int) -> dict[str, int]:
-    """Bytes: weights, gradients and two moments in float32, and what `micro_rows` rows keep for the backward pass."""
-    return {"weights": 4 * parameters, "gradients": 4 * parameters, "moments": 8 * parameters,
+    """Bytes: weights and gradients in float32; the optimizer's state, and what `micro_rows` rows keep for the backward
+    pass, both as the probe found them."""
+    return {"weights": 4 * parameters, "gradients": 4 * parameters, "moments": probe.state_bytes,
             "activations": probe.row_bytes * micro_rows}
 
 

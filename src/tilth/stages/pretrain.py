@@ -167,7 +167,8 @@ class Pretraining:
         advice = self._advice() if wants_advice(self.stage) else None
         stage, rows = self.stage, self.stage.rows
         micro = self.context.hardware.micro_rows or largest_micro_batch(
-            self.learner, self._plain_stream(), self._share(rows), self.precision, self.device)
+            self.learner, self._plain_stream(), self._share(rows), self.precision, self.device,
+            stage.optimizer.state_bytes)
         seconds = self._probe(micro) if stage.budget.minutes else None
         flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
         tokens = len(self.pool.values("tokens"))
