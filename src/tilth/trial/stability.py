@@ -24,7 +24,7 @@ from tilth.report import text_table
 from tilth.stages.load import load_recipe
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Hardware, Recipe
-from tilth.trial.stability_page import HEADER, answer, rows, write_page
+from tilth.trial.stability_page import HEADER, answer, reasons, rows, write_page
 from tilth.trial.sweep import Sweep
 from tilth.trial.trial import only
 
@@ -94,7 +94,7 @@ def run_study(name: str, changes: Sequence[str], formats: str, rates: str, seeds
     if not all(0 < number < math.inf for number in numbers):
         raise BadInput(f"--rates must be positive numbers, not '{rates}'.")
     result = StabilityStudy(name, changes, specs, numbers, seeds, folder, tolerance, hardware, command).run()
-    print(text_table(rows(result), HEADER, widest=90))
-    print(answer(result))
+    print(text_table(rows(result), HEADER))
+    print("\n".join([*reasons(result), answer(result)]))
     say(f"result: {folder / 'result.json'}\npage: {folder / 'stability.html'}")
     return result

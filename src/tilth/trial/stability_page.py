@@ -12,6 +12,7 @@ import tilth
 from tilth.recipe.files import write_bytes
 from tilth.report.bars import Bar, bar_chart
 from tilth.report.plots import Series, line_chart
+from tilth.report.svg import COLOURS
 from tilth.report.templating import environment
 
 TEMPLATE = Path(__file__).with_name("stability.html.j2")
@@ -22,6 +23,7 @@ HEADER = ("format", "bits", "failed", "95 %", "spiking", "largest rate", "best r
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
     template = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(recipe=result["recipe"], answer=answer(result), header=HEADER, rows=rows(result),
+                           reasons=reasons(result), rates=[f"{rate:g}" for rate in result["rates"]],
                            cells=cells(result), charts=charts(result), limits=result["thresholds"],
                            measure=result["measure"], seeds=result["seeds"], warned=warned(result),
                            version=tilth.__version__)
@@ -38,8 +40,13 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
                       "-" if row["best_loss"] is None else f"{row['best_loss']:.4f}",
                       _percent(row["excess"]), _percent(row["excess_upper"]),
                       "-" if row["sensitivity"] is None else f"{row['sensitivity']:.3f}",
-                      "yes" if row["safe"] else f"no: {row['because']}"])
+                      "yes" if row["safe"] else "no"])
     return found
+
+
+def reasons(result: Mapping[str, Any]) -> list[str]:
+    """Why formats are not safe, a line a format."""
+    return [f"{row['format']} is not safe: {row['because']}." for row in result["formats"] if not row["safe"]]
 
 
 def _number(value: float | None, missing: str = "-") -> str:
@@ -58,26 +65,36 @@ def answer(result: Mapping[str, Any]) -> str:
             f"a cell with {seen}.")
     if found["format"] is None:
         return f"No format tried is safe for this recipe, the reference {result['reference']} included. {sure}"
-    below = f" Not safe at as many bits or fewer: {', '.join(found['unsafe_below'])}." if found["unsafe_below"] else (
-        " No narrower format was tried that is not safe.")
+    below = f"Not safe at as many bits or fewer: {', '.join(found['unsafe_below'])}." if found["unsafe_below"] else (
+        "No narrower format was tried that is not safe.")
+    if found["format"] == result["reference"]:
+        return f"This recipe needs all of its {found['bits']} bits, as far as these formats tell. {below} {sure}"
     return (f"This recipe needs {found['bits']} bits: {found['format']} fails nowhere where {result['reference']} does "
             f"not, keeps the range of learning rates, and at {_number(result['reference_rate'])} loses at most "
-            f"{100 * result['tolerance']:g} %.{below} {sure}")
+            f"{100 * result['tolerance']:g} %. {below} {sure}")
 
 
 def charts(result: Mapping[str, Any]) -> list[Markup]:
-    names = [row["format"] for row in result["formats"]]
     found = [line_chart("Loss at the end, by learning rate", [Series(name, _finals(result, name), marked=True)
                                                               for name in names],
                         x_label="learning rate", y_label="nats a token", x_log=True,
-                        note="Median of the seeds; a gap is a cell whose median run failed."),
-             bar_chart("Failed runs, over all learning rates", [_bar(row) for row in result["formats"]], most=1.0,
-                       note="Diverged or stalled; in brackets the 95 % interval of Wilson.")]
-    curves = [Series(name, _sharpness(result, name)) for name in names]
-    if any(series.points for series in curves):
-        found.append(line_chart(f"Logit sharpness at the rate {result['reference_rate']:g}", curves, x_label="step",
-                                y_label="phi", note="Median of the seeds, on held-out text."))
+                        note="Median of the seeds; a gap is a cell whose median run failed.")
+             for names in groups(result)]
+    found.append(bar_chart("Failed runs, over all learning rates", [_bar(row) for row in result["formats"]], most=1.0,
+                           note="Diverged or stalled; in brackets the 95 % interval of Wilson."))
+    for names in groups(result):
+        curves = [Series(name, _sharpness(result, name)) for name in names]
+        if any(series.points for series in curves):
+            found.append(line_chart(f"Logit sharpness at the rate {result['reference_rate']:g}", curves,
+                                    x_label="step", y_label="phi", note="Median of the seeds, on held-out text."))
     return found
+
+
+def groups(result: Mapping[str, Any]) -> list[list[str]]:
+    """Names of formats, as many to a chart as there are colours; the reference is in each."""
+    first, *others = [row["format"] for row in result["formats"]]
+    size = COLOURS - 1
+    return [[first, *others[at:at + size]] for at in range(0, max(len(others), 1), size)]
 
 
 def _finals(result: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
