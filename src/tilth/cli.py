@@ -24,7 +24,7 @@ Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", h
 Folder = Annotated[Path | None, typer.Option("--folder", "-f", help="Folder of the run (default runs/RECIPE).")]
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable last line.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes for curation.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes for curation and evaluation.")]
 MicroRows = Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass (default: the most that fit).")]
 Compile = Annotated[bool, typer.Option(help="Compile the blocks of the model (needs a C++ compiler).")]
 Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: spread weights, gradients and moments over the "
@@ -119,10 +119,14 @@ def tokenize(inputs: Annotated[list[Path], typer.Argument(help="Curated folders 
 def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files or kinds, comma-separated.")] = "",
              data: Annotated[list[Path] | None, typer.Option(help="Text to score as bits per byte.")] = None,
              output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")] = None,
-             device: Device = "auto", as_json: Json = False) -> None:
+             limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, at most.")] = None,
+             against: Annotated[Path | None, typer.Option(help="Another model: paired differences on the same "
+                                                          "questions.")] = None,
+             workers: Workers = 1, device: Device = "auto", as_json: Json = False) -> None:
     """Bits per byte of text beside compressors, and tasks by log-likelihood, with standard errors."""
     from tilth.stages.commands import evaluate_model_on
-    _finish(as_json, evaluate_model_on(model, [task for task in tasks.split(",") if task], data or [], output, device))
+    _finish(as_json, evaluate_model_on(model, [task for task in tasks.split(",") if task], data or [], output, device,
+                                       limit, workers, against))
 
 
 @app.command()
@@ -132,11 +136,11 @@ def track(run: Annotated[Path, typer.Argument(help="A run's folder, finished or 
           watch: Annotated[bool, typer.Option("--watch", help="Go on until training has finished.")] = False,
           every: Annotated[float, typer.Option(min=1, help="Seconds between looks at the folder.")] = 30.0,
           limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, at most.")] = None,
-          device: Device = "auto", as_json: Json = False) -> None:
+          workers: Workers = 1, device: Device = "auto", as_json: Json = False) -> None:
     """Evaluate a run's checkpoints, draw its abilities over tokens, and forecast its end."""
     from tilth.stages.track import track_run
     _finish(as_json, track_run(run, [task for task in tasks.split(",") if task], history or [], watch, every, limit,
-                               device))
+                               device, workers))
 
 
 @app.command()

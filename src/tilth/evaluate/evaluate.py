@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from tilth.evaluate.likelihood import Likelihood
 from tilth.evaluate.rivals import TRAIN_BYTES, rivals
 from tilth.evaluate.score import Scorer, TextTokenizer
 from tilth.evaluate.tasks import Task, TaskChoice
+from tilth.evaluate.workers import Workers
 from tilth.recipe import BadInput, Config, say
 
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -45,21 +47,22 @@ class Evaluation:
 
 def evaluate_model(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: EvaluateConfig | None = None,
                    held_out: HeldOut | None = None, held_out_texts: Sequence[str] | None = None,
-                   train_texts: Iterable[str] | None = None, quiet: bool = False) -> Results:
+                   train_texts: Iterable[str] | None = None, quiet: bool = False, workers: int = 1) -> Results:
     """The results of `measure` (same arguments) alone, as results.json holds them."""
     return measure(model, tokenizer, length=length, config=config, held_out=held_out, held_out_texts=held_out_texts,
-                   train_texts=train_texts, quiet=quiet).results
+                   train_texts=train_texts, quiet=quiet, workers=workers).results
 
 
 def measure(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: EvaluateConfig | None = None,
             held_out: HeldOut | None = None, held_out_texts: Sequence[str] | None = None,
-            train_texts: Iterable[str] | None = None, quiet: bool = False) -> Evaluation:
+            train_texts: Iterable[str] | None = None, quiet: bool = False, workers: int = 1) -> Evaluation:
     """Measure everything that `config` asks for.
 
     `length` is the longest input the model takes (positions), `held_out` the tokenized held-out pool,
     `held_out_texts` the same documents as text (rivals and built-in tasks need them), `train_texts` what the byte
     models learn from. `held_out` in the results has bits_per_byte and one entry a rival; `held_out/SOURCE` the bits
-    per byte of each source where there are several. Raises BadInput where a part lacks its data.
+    per byte of each source where there are several. `workers`: processes that ask the model; the numbers are the
+    same. Raises BadInput where a part lacks its data.
     """
     config = config or EvaluateConfig()
     if config.length and config.length > length:
@@ -69,16 +72,18 @@ def measure(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: 
     twice = sorted({name for name in names if names.count(name) > 1 or name.split("/")[0] == "held_out"})
     if twice:
         raise BadInput(f"Two tasks cannot have one name, nor the name of the held-out text: {', '.join(twice)}.")
-    likelihood = Likelihood(model, length=config.length or length, batch_tokens=config.batch_tokens,
-                            dtype=config.dtype, share=config.share)
+    settings: dict[str, Any] = {"length": config.length or length, "batch_tokens": config.batch_tokens,
+                                "dtype": config.dtype, "share": config.share}
     found = Evaluation()
-    if held_out is not None:
-        _held_out(found, likelihood, held_out, tokenizer.end_of_text, config, quiet)
-    if config.rivals and held_out_texts is not None:
-        _rivals(found, held_out_texts, train_texts, config.train_bytes)
-    scorer = Scorer(likelihood, tokenizer, quiet=quiet)
-    for task in tasks:
-        _task(found, task, scorer)
+    with Workers(workers, model, settings) if workers > 1 else nullcontext() as several:
+        likelihood = Likelihood(model, **settings, workers=several)
+        if held_out is not None:
+            _held_out(found, likelihood, held_out, tokenizer.end_of_text, config, quiet)
+        if config.rivals and held_out_texts is not None:
+            _rivals(found, held_out_texts, train_texts, config.train_bytes)
+        scorer = Scorer(likelihood, tokenizer, quiet=quiet)
+        for task in tasks:
+            _task(found, task, scorer)
     if not quiet:
         for line in summary(found.results):
             say(line)

@@ -4,13 +4,14 @@ A text's feature is the mean of its hidden states after the last block. `N` text
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from tilth.evaluate.likelihood import evaluating
+from tilth.evaluate.likelihood import Likelihood
 from tilth.evaluate.score import Scorer, TaskResult
 from tilth.evaluate.statistics import mean
 from tilth.evaluate.tasks import Task
@@ -28,18 +29,28 @@ def features(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
     end, length = scorer.tokenizer.end_of_text, scorer.likelihood.length
     tokens = [np.concatenate([[end], ids])[:length] for ids in scorer.tokenizer.encode_batch(list(texts))]
     order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
+    parts = []
+    while order:
+        rows = max(1, scorer.likelihood.batch_tokens // len(tokens[order[0]]))
+        parts.append(order[:rows])
+        order = order[rows:]
+    jobs = [partial(_means, tokens=[tokens[row] for row in part]) for part in parts]
     found: list[Any] = [None] * len(tokens)
-    with torch.inference_mode(), evaluating(model), scorer.likelihood.autocast():
-        while order:
-            rows = order[: max(1, scorer.likelihood.batch_tokens // len(tokens[order[0]]))]
-            order = order[len(rows):]
-            batch = np.zeros((len(rows), len(tokens[rows[0]])), np.int64)
-            for at, row in enumerate(rows):
-                batch[at, : len(tokens[row])] = tokens[row]
-            hidden = model.hidden(torch.from_numpy(batch).to(scorer.likelihood.device)).double().cpu().numpy()
-            for at, row in enumerate(rows):
-                found[row] = hidden[at, : len(tokens[row])].mean(axis=0)
+    for part, means in zip(parts, scorer.likelihood.each(jobs), strict=True):
+        for row, one in zip(part, means, strict=True):
+            found[row] = one
     return np.stack(found)
+
+
+def _means(likelihood: Likelihood, tokens: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The mean hidden state of each row of one batch, (D,) float64; the longest row comes first."""
+    model: Any = likelihood.model
+    batch = np.zeros((len(tokens), len(tokens[0])), np.int64)
+    for row, ids in enumerate(tokens):
+        batch[row, : len(ids)] = ids
+    with likelihood.autocast():
+        hidden = model.hidden(torch.from_numpy(batch).to(likelihood.device)).double().cpu().numpy()
+    return [hidden[row, : len(ids)].mean(axis=0) for row, ids in enumerate(tokens)]
 
 
 class Classification(Task):

@@ -6,6 +6,7 @@ models apart long before one of them writes an answer.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from pydantic import Field
 
 from tilth.evaluate.answers import exact_match, number_match
-from tilth.evaluate.likelihood import Likelihood, evaluating
+from tilth.evaluate.likelihood import Likelihood
 from tilth.evaluate.score import Item, Option, Scorer, TaskResult, cloze_result
 from tilth.evaluate.statistics import mean
 from tilth.evaluate.tasks import Task, reach
@@ -84,14 +85,16 @@ def write_after(likelihood: Likelihood, tokenizer: Any, prompts: Sequence[np.nda
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, ids in enumerate(prompts):
         by_length[len(ids)].append(number)
-    written = [""] * len(prompts)
+    parts = []
     for length, numbers in sorted(by_length.items(), reverse=True):
         rows = max(1, likelihood.batch_tokens // (length + max_tokens))
-        for start in range(0, len(numbers), rows):
-            part = numbers[start : start + rows]
-            texts = _greedy(likelihood, tokenizer, np.stack([prompts[one] for one in part]), max_tokens, stop)
-            for number, text in zip(part, texts, strict=True):
-                written[number] = text
+        parts += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
+    jobs = [partial(_greedy, tokenizer=tokenizer, prompts=np.stack([prompts[one] for one in part]),
+                    max_tokens=max_tokens, stop=stop) for part in parts]
+    written = [""] * len(prompts)
+    for part, texts in zip(parts, likelihood.each(jobs), strict=True):
+        for number, text in zip(part, texts, strict=True):
+            written[number] = text
     return written
 
 
@@ -101,7 +104,7 @@ def _greedy(likelihood: Likelihood, tokenizer: Any, prompts: np.ndarray, max_tok
     model: Any = likelihood.model
     new = torch.from_numpy(prompts).to(likelihood.device)
     so_far = np.zeros((len(prompts), 0), np.int64)
-    with torch.inference_mode(), evaluating(model), likelihood.autocast():
+    with likelihood.autocast():
         cache = model.new_cache(prompts.shape[1] + max_tokens)
         for step in range(max_tokens):
             new = model.head(model.hidden(new, cache=cache)[:, -1]).argmax(-1)[:, None]

@@ -7,6 +7,7 @@ that format has no end-of-text token in front, unless `begin` is set.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,9 @@ class HarnessTask(Task):
     begin: bool = False
 
     def files(self) -> list[str]:
-        return []
+        """Everything in `folder`: task files, and data that lies beside them."""
+        return [] if self.folder is None else [str(path) for path in sorted(Path(self.folder).rglob("*"))
+                                               if path.is_file() and "__pycache__" not in path.parts]
 
     def run(self, scorer: Scorer) -> TaskResult:
         model = harness_model(scorer.likelihood, scorer.tokenizer, self.begin)

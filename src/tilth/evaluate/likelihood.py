@@ -3,9 +3,10 @@
 `B` rows, `L` positions, `V` vocabulary, `P` scored positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tilth.evaluate.prefix import Bunch, plan
+from tilth.evaluate.workers import Job, Workers
 from tilth.recipe import BadInput
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,11 +52,12 @@ class Likelihood:
     positions only. `dtype` is the autocast type (float32: none). Rows of a batch are filled up on the right, which a
     causal model cannot see from the left; a batch holds at most `batch_tokens` positions (or one row). `length` is the
     longest input the model takes. `share`: what contexts have in common is computed once, in a model with `new_cache`
-    (tilth.evaluate.prefix); the same numbers to rounding, for a fraction of the work.
+    (tilth.evaluate.prefix); the same numbers to rounding, for a fraction of the work. `workers`: processes that hold
+    the model and do the batches in its place.
     """
 
     def __init__(self, model: nn.Module, *, length: int, batch_tokens: int = 8192, dtype: str = "float32",
-                 share: bool = True):
+                 share: bool = True, workers: Workers | None = None):
         if dtype not in DTYPES:
             raise BadInput(f"`dtype` is '{dtype}', which is not known. Choose one of {', '.join(DTYPES)}.")
         self.model, self.length, self.batch_tokens, self.dtype = model, length, batch_tokens, DTYPES[dtype]
@@ -62,34 +65,47 @@ class Likelihood:
         self.share = share and hasattr(model, "new_cache") and pattern == "causal"
         weight = next(iter(model.parameters()), None)
         self.device = weight.device if weight is not None else torch.device("cpu")
+        self.workers = workers
+        self._calls = 0
+        self._filled: tuple[Any, Any] = (None, None)
+
+    def each(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        """What each picklable `job(likelihood)` returns, in order, from the workers or from this process."""
+        return map(self.do, jobs) if self.workers is None else self.workers.each(jobs)
+
+    def do(self, job: Job) -> Any:
+        """One job here, without gradients and in evaluation mode."""
+        with torch.inference_mode(), evaluating(self.model):
+            return job(self)
 
     def score(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Scored]:
         """One Scored a request, in the order given. `progress` is called with the positions done so far."""
         self._check(requests)
+        self._calls += 1  # weights may have changed since the last call, and what was cached with them
         scored: list[Scored | None] = [None] * len(requests)
         done = 0
-        with torch.inference_mode(), evaluating(self.model):
-            for rows, found in self._all(requests):
-                for row, one in zip(rows, found, strict=True):
-                    scored[row] = one
-                done += sum(requests[row].inputs for row in rows)
-                if progress is not None:
-                    progress(done)
+        rows, jobs = zip(*self._jobs(requests), strict=True) if requests else ((), ())
+        for which, found in zip(rows, self.each(jobs), strict=True):
+            for row, one in zip(which, found, strict=True):
+                scored[row] = one
+            done += sum(requests[row].inputs for row in which)
+            if progress is not None:
+                progress(done)
         return [found for found in scored if found is not None]
 
-    def _all(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], list[Scored]]]:
-        """Row numbers and their scores, shared parts first."""
+    def _jobs(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], Job]]:
+        """Row numbers and the job that scores them, shared parts first."""
         groups: list[list[Bunch]] = []
         alone = list(range(len(requests)))
         if self.share:
             groups, alone = plan([request.context for request in requests],
                                  [len(request.continuation) - 1 for request in requests], CACHED * self.batch_tokens)
-        for bunches in groups:
-            trunk = self._trunk(bunches[0])
-            for bunch in bunches:
-                yield self._bunch(requests, bunch, trunk)
+        for bunch in (bunch for bunches in groups for bunch in bunches):
+            rows = [row for question in bunch.questions for row in question.rows]
+            leaves = [requests[row].continuation for row in rows]
+            yield rows, partial(Likelihood._bunch, bunch=bunch, leaves=leaves, call=self._calls)
         for rows in self._batches(requests, alone):
-            yield rows, self._batch([requests[row] for row in rows])
+            yield rows, partial(Likelihood._batch, batch=[requests[row] for row in rows])
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -135,31 +151,31 @@ class Likelihood:
         nats, top = zip(*parts, strict=True)
         return np.concatenate(nats), np.concatenate(top)
 
-    def _trunk(self, bunch: Bunch) -> Any:
-        """The filled cache of what all questions of a group begin with; None where that is nothing."""
-        if not bunch.trunk:
-            return None
-        model: Any = self.model
-        cache = model.new_cache(bunch.trunk)
-        tokens = torch.from_numpy(bunch.questions[0].context[None, : bunch.trunk].astype(np.int64))
-        with self.autocast():
-            model.hidden(tokens.to(self.device), cache=cache)
-        return cache
+    def _trunk(self, tokens: np.ndarray, call: int) -> Any:
+        """The filled cache of what all questions of a group begin with; the last one made in this call is kept."""
+        key = call, tokens.tobytes()
+        if self._filled[0] != key:
+            model: Any = self.model
+            cache = model.new_cache(len(tokens))
+            with self.autocast():
+                model.hidden(torch.from_numpy(tokens[None].astype(np.int64)).to(self.device), cache=cache)
+            self._filled = key, cache
+        return self._filled[1]
 
-    def _bunch(self, requests: Sequence[Request], bunch: Bunch, trunk: Any) -> tuple[list[int], list[Scored]]:
+    def _bunch(self, bunch: Bunch, leaves: Sequence[np.ndarray], call: int) -> list[Scored]:
         """Stems after the trunk, leaves after the stems: Q questions of n leaves, Q n = R rows."""
         model: Any = self.model
-        rows = [row for question in bunch.questions for row in question.rows]
-        leaves = [requests[row].continuation for row in rows]
         stems = np.stack([question.context[bunch.trunk :] for question in bunch.questions]).astype(np.int64)
-        cache = model.new_cache() if trunk is None else trunk.expand(len(stems))
-        each = len(rows) // len(stems)
+        trunk = bunch.questions[0].context[: bunch.trunk]
+        cache = self._trunk(trunk, call).expand(len(stems)) if bunch.trunk else model.new_cache()
+        rows = len(leaves)
+        each = rows // len(stems)
         with self.autocast():
             ends = model.hidden(torch.from_numpy(stems).to(self.device), cache=cache)[:, -1]
             hidden = [ends.repeat_interleave(each, 0)[:, None]]
             longest = max(len(leaf) for leaf in leaves) - 1
             if longest:
-                tokens = np.zeros((len(rows), longest), np.int64)
+                tokens = np.zeros((rows, longest), np.int64)
                 for row, leaf in enumerate(leaves):
                     tokens[row, : len(leaf) - 1] = leaf[:-1]
                 hidden.append(model.hidden(torch.from_numpy(tokens).to(self.device), cache=cache.expand(each)))
@@ -167,7 +183,7 @@ class Likelihood:
             targets = torch.from_numpy(np.concatenate(leaves).astype(np.int64)).to(self.device)
             nats, top = self._nats(torch.cat(hidden, 1)[torch.from_numpy(scored).to(self.device)], targets)
         cuts = np.cumsum([len(leaf) for leaf in leaves])[:-1]
-        return rows, [Scored(*pair) for pair in zip(np.split(nats, cuts), np.split(top, cuts), strict=True)]
+        return [Scored(*pair) for pair in zip(np.split(nats, cuts), np.split(top, cuts), strict=True)]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The arithmetic of `dtype`, for a block."""

@@ -239,7 +239,9 @@ class TaskFile(Task):
         return (task.model_copy(update={"limit": self.limit}) if self.limit else task).ready(held_out_texts)
 
     def files(self) -> list[str]:
-        return [self.path, *load_task(self.path).files()]
+        """The task file, unless it is the package's own (whose version the results carry), and what it reads."""
+        own = [] if self.path in shipped_tasks() and not Path(self.path).exists() else [self.path]
+        return [*own, *load_task(self.path).files()]
 
 
 TASKS: dict[str, type[Config] | str] = {

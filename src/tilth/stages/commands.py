@@ -75,29 +75,46 @@ def tokenize_inputs(inputs: Sequence[Path], output: Path, tokenizer: Path | None
     return {key: report[key] for key in ("tokens", "units", "vocab_size", "unit_tokens")}
 
 
-def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], output: Path | None,
-                      device: str) -> dict[str, Any]:
-    """Score a model on text files (any input) and tasks (kinds, or task files)."""
-    from tilth.evaluate import EvaluateConfig, evaluate_model
+def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], output: Path | None, device: str,
+                      limit: int | None = None, workers: int = 1, against: Path | None = None) -> dict[str, Any]:
+    """Score a model on text files (any input) and tasks (kinds, or task files), beside another model if one is named:
+    the result then is `{"results", "other", "paired"}`."""
+    from tilth.evaluate.paired import paired, rows
+    from tilth.report import text_table
     from tilth.stages.evaluate import verdict
-    from tilth.stages.model_folder import load_model
-    from tilth.train.device import pick_device
     if not data and not tasks:
         raise BadInput("Nothing to measure: name text with --data FILE, or tasks with --tasks A,B.")
+    asked = named_tasks(tasks)
+    if limit:
+        asked = [task.model_copy(update={"limit": limit}) for task in asked]
+    texts = [text for one in data for text in read_texts(one)]
+    found = _measured(path, asked, texts, device, workers)
+    for line in verdict(found.results):
+        say(line)
+    result: dict[str, Any] = found.results
+    if against is not None:
+        say(f"{against}, the same questions:")
+        other = _measured(against, asked, texts, device, workers)
+        difference = paired(found, other)
+        print(text_table(rows(difference), ["task", "metric", "difference", "95 % interval", "n"]))
+        result = {"results": found.results, "other": other.results, "paired": difference}
+    if output is not None:
+        write_json(output, result)
+        say(f"results: {output}")
+    return result
+
+
+def _measured(path: Path, tasks: list[Any], texts: list[str], device: str, workers: int) -> Any:
+    """The Evaluation of the model in `path`."""
+    from tilth.evaluate import EvaluateConfig, measure
+    from tilth.stages.model_folder import load_model
+    from tilth.train.device import pick_device
     model, tokenizer = load_model(path)
     model.to(pick_device(device))
-    config = EvaluateConfig(tasks=named_tasks(tasks))
-    texts = [text for one in data for text in read_texts(one)]
     with tempfile.TemporaryDirectory(prefix="tilth-") as folder:
         pool = tokenize_texts(texts, tokenizer, Path(folder)) if texts else None
-        results = evaluate_model(model, tokenizer, length=model.config.context, config=config, held_out=pool,
-                                 held_out_texts=texts or None)
-    for line in verdict(results):
-        say(line)
-    if output is not None:
-        write_json(output, results)
-        say(f"results: {output}")
-    return results
+        return measure(model, tokenizer, length=model.config.context, config=EvaluateConfig(tasks=tasks), held_out=pool,
+                       held_out_texts=texts or None, workers=workers)
 
 
 def probe_geography(path: Path, fields: dict[str, Any], output: Path | None, device: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from tilth.data import locations
 from tilth.data.pool import Pool
 from tilth.data.tokenize import DocumentTexts
 from tilth.evaluate import EvaluateConfig
@@ -31,6 +32,11 @@ class EvaluateStage(EvaluateConfig, Stage):
     def reads(self) -> list[str]:
         return [self.model]
 
+    def files(self) -> list[dict[str, Any]]:
+        """Task files and their rows, so that a changed one runs this stage again."""
+        paths = dict.fromkeys(path for task in self.tasks for path in task.files())
+        return [locations.fingerprint(path) for path in paths]
+
     def run(self, context: Context) -> dict[str, Any]:
         model, tokenizer = load_model(context.input(self.model))
         model.to(pick_device(context.hardware.device))
@@ -46,7 +52,8 @@ class EvaluateStage(EvaluateConfig, Stage):
         if config.length is None:
             config = config.model_copy(update={"length": trained["length"]})
         found = measure(model, tokenizer, length=max(model.config.context, trained["length"]), config=config,
-                        held_out=held_out, held_out_texts=held_texts, train_texts=texts)
+                        held_out=held_out, held_out_texts=held_texts, train_texts=texts,
+                        workers=context.hardware.workers)
         results = found.results
         write_json(context.folder / "results.json", results)
         write_json(context.folder / "items.json", {  # one number a document or question: what a paired test needs

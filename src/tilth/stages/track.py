@@ -31,11 +31,11 @@ class Tracker:
     """The tracking of the run in `folder`; `limit` rows a task, `tasks` (files or kinds) in place of the recipe's."""
 
     def __init__(self, folder: Path, tasks: Sequence[str] = (), history: Sequence[Path] = (), limit: int | None = None,
-                 device: str = "auto"):
+                 device: str = "auto", workers: int = 1):
         if not (folder / "recipe.yaml").exists():
             raise BadInput(f"{folder} holds no run (no recipe.yaml). Give the folder that `tilth run` wrote.")
         recipe = load_recipe(str(folder / "recipe.yaml"))
-        self.folder, self.device = folder, pick_device(device)
+        self.folder, self.device, self.workers = folder, pick_device(device), workers
         self.pretrain_name, self.pretrain = _only(recipe, PretrainStage)
         self.stage = folder / self.pretrain_name
         self.config = _config(recipe, tasks, limit)
@@ -103,7 +103,7 @@ class Tracker:
                                if name.startswith("model.")})
         length = max(model.config.context, self.pretrain.length)
         found = measure(model, self.pool.tokenizer(), length=length, config=self.config, held_out=held_out,
-                        held_out_texts=texts, quiet=True)
+                        held_out_texts=texts, quiet=True, workers=self.workers)
         at = state["at"]
         say(f"step {step} ({quantity(at['tokens'])} tokens): {_line(found.results)}  "
             f"[{sum(found.seconds.values()):.1f} s]")
@@ -122,9 +122,9 @@ class Tracker:
 
 
 def track_run(folder: Path, tasks: Sequence[str], history: Sequence[Path], watch: bool, every: float,
-              limit: int | None, device: str) -> dict[str, Any]:
+              limit: int | None, device: str, workers: int = 1) -> dict[str, Any]:
     """Measure the checkpoints of a run (once, or until it is finished), write tracking.json and the report."""
-    tracker = Tracker(folder, tasks, history, limit, device)
+    tracker = Tracker(folder, tasks, history, limit, device, workers)
     if watch:
         tracker.watch(every)
     else:
