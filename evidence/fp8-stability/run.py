@@ -4,14 +4,17 @@ About ten minutes on one core; interrupted, the same command goes on. Writes res
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from tilth.recipe.files import write_json
+from tilth.precision.formats import NumberFormat, quantize
+from tilth.recipe.files import read_json, write_json
 from tilth.stages import Hardware
 from tilth.trial.stability import run_study
 from tilth.trial.statistics import student
@@ -79,6 +82,37 @@ def sharpness(study: dict[str, Any]) -> dict[str, Any]:
     return {"shows": bool(found["sharpness_p"] < 0.05) if testable else None, **found}
 
 
+def cost(folder: Path) -> dict[str, float]:
+    """CPU-seconds of training in each format (the forward one) over those in fp32, means over all runs."""
+    spent: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("runs/*/pretrain/manifest.json")):
+        manifest = read_json(path)
+        fields = manifest["fields"]["simulated"]
+        if manifest["summary"] is not None:
+            scaled = " scaled" if fields and fields["scaling"] == "tensor" else ""
+            name = fields["forward"] + scaled if fields else "fp32"
+            spent.setdefault(name, []).append(manifest["summary"]["cpu_seconds"])
+    return {name: float(np.mean(values) / np.mean(spent["fp32"])) for name, values in spent.items()}
+
+
+def speed() -> dict[str, float]:
+    """CPU time of rounding 2^18 numbers over torch's cast to its own type and back, one thread, medians of 9 turns."""
+    torch.set_num_threads(1)
+    x, found = torch.randn(2**18), {}
+    for name, dtype in (("E4M3fn", torch.float8_e4m3fn), ("E5M2", torch.float8_e5m2), ("E8M7", torch.bfloat16)):
+        number, ratios = NumberFormat.parse(name), []
+        for _ in range(9):
+            start = time.process_time()
+            for _ in range(10):
+                quantize(x, number)
+            middle = time.process_time()
+            for _ in range(10):
+                x.to(dtype).float()
+            ratios.append((middle - start) / (time.process_time() - middle))
+        found[name] = float(np.median(ratios))
+    return found
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("stability/fp8-stability")
     study = run_study(str(HERE / "tiny.yaml"), [], FORMATS, RATES, SEEDS, folder, 0.01, Hardware(device="cpu"),
@@ -95,7 +129,7 @@ def main() -> None:
         **{key: main_one[key] for key in ("value", "baseline_value", "difference", "interval")},
         "seeds": study["seeds"], "budget": "200 steps of 512 bytes a run, 150 runs",
         "verdict": "shows" if all(told) else "mixed" if any(told) else "does not show", "comparisons": comparisons,
-        "answer": study["answer"]})
+        "answer": study["answer"], "cost_over_fp32": cost(folder), "rounding_over_torch_cast": speed()})
     write_json(HERE / "study.json", {**study, "cells": [{key: value for key, value in cell.items()
                                                          if key != "sharpness"} for cell in study["cells"]]})
 
