@@ -201,6 +201,7 @@ def report(runs: dict[str, Any], seeds: list[int]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="do only these cells")
     arguments = parser.parse_args()
     if "TILTH_DATA" not in os.environ:
         print("Set TILTH_DATA to the folder that holds text/.", file=sys.stderr)
@@ -208,12 +209,12 @@ def main() -> int:
     path = HERE / "runs.json"
     runs = read_json(path) if path.exists() else {}
     for seed in arguments.seeds:
-        for arm in ARMS:
+        for arm in arguments.arms:
             if f"{arm}-{seed}" not in runs:
                 runs[f"{arm}-{seed}"] = run(arm, seed)
                 print(arm, seed, runs[f"{arm}-{seed}"], flush=True)
                 write_json(path, runs)
-    if len(arguments.seeds) > 1:
+    if len(arguments.seeds) > 1 and all(f"{arm}-{seed}" in runs for arm in ARMS for seed in arguments.seeds):
         report(runs, arguments.seeds)
     return 0
 
