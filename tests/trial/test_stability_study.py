@@ -130,6 +130,20 @@ def test_bad_input_is_said_before_anything_is_trained(recipe, tmp_path, more, me
     assert not list(tmp_path.glob("runs/*/train/metrics.jsonl"))
 
 
+def test_the_command_hands_its_options_on(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from tilth.cli import app
+    seen = []
+    monkeypatch.setattr("tilth.trial.stability.run_study", lambda *given: seen.append(given) or {"answer": 1})
+    found = CliRunner().invoke(app, ["analyze", "stability", "tiny", "pretrain.clip=1", "--formats", "fp32,E8M3",
+                                     "--rates", "1e-3", "--seeds", "7", "--tolerance", "0.02", "-o", str(tmp_path),
+                                     "--json"])
+    assert found.exit_code == 0, found.output
+    assert seen[0][:7] == ("tiny", ["pretrain.clip=1"], "fp32,E8M3", "1e-3", 7, tmp_path, 0.02)
+    assert json.loads(found.stdout.splitlines()[-1]) == {"answer": 1}
+
+
 def test_without_held_out_text_sharpness_is_left_out_or_refused(tmp_path):
     recipe = write_recipe(tmp_path, held_out=False)
     assert study(recipe, tmp_path / "s", "fp32", seeds=1)["warning"] is None

@@ -113,7 +113,9 @@ class Tracker:
     def _loaded(self) -> tuple[Any, Any, list[str] | None]:
         if self._model is None:
             self.pool = Pool.open(self.pool_folder)
-            model = self.pretrain.learner(self.pool.vocab_size, 0).modules["model"].to(self.device).eval()
+            # What is measured is the trained model, as it is saved: not as training rounded it.
+            plain = self.pretrain.model_copy(update={"simulated": None})
+            model = plain.learner(self.pool.vocab_size, 0).modules["model"].to(self.device).eval()
             held_out = Pool.open(self.pool_folder / "held_out") if (self.pool_folder / "held_out").exists() else None
             curated = read_json(self.pool_folder / "manifest.json")["fields"].get("input")
             path = self.folder / str(curated) / "held_out.parquet"
