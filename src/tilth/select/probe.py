@@ -39,12 +39,15 @@ Order = Literal["step", "first"]
 class Probe:
     """Asks `learner`, as it is now, about units of `pool` or about batches.
 
-    optimizers, settings: those of the run; length: positions of a row; spend: told of the FLOPs of every pass.
+    optimizers, settings: those of the run; length: positions of a row; spend: told of the FLOPs of every pass;
+    fence: called before the probe takes a step in place.
     """
 
     def __init__(self, learner: Learner, optimizers: dict[str, torch.optim.Optimizer], settings: LoopSettings,
-                 pool: Any = None, length: int = 1024, spend: Callable[[float], None] = lambda flops: None):
+                 pool: Any = None, length: int = 1024, spend: Callable[[float], None] = lambda flops: None,
+                 fence: Callable[[], None] = lambda: None):
         self.learner, self.settings, self.pool, self.length, self.spend = learner, settings, pool, length, spend
+        self.fence = fence
         self.update = learner.updates[0]
         self.optimizer = optimizers[self.update]
 
@@ -85,6 +88,7 @@ class Probe:
                 slopes = self._slopes(reference)
                 return np.array([self._first_order(batch, slopes) for batch in batches])
             before = self._reference_loss(reference)
+            self.fence()
             snapshot = Snapshot(self.learner, self.optimizer)
             try:
                 return np.array([self._after_step(batch, reference, snapshot) - before for batch in batches])

@@ -1,5 +1,6 @@
 """The stage that trains: pool and policy into a stream, model and objective into a learner, both into the loop."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,9 +15,9 @@ from tilth.data.trace import served_by_source
 from tilth.models import MODELS, ModelConfig, TransformerConfig, import_llama
 from tilth.objectives import OBJECTIVES, Batch, Causal, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
+from tilth.optim.spread import whole_state
 from tilth.precision.activations import use_mode
 from tilth.precision.simulated import Simulated
-from tilth.optim.spread import whole_state
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json, read_json_lines, write_json
@@ -37,6 +38,8 @@ from tilth.train.metrics import Metrics, NoMetrics
 from tilth.train.micro import largest_micro_batch
 from tilth.train.parallel import Parallel, check_parallel
 from tilth.train.stability import Stability
+from tilth.train.survive.hook import Surviving
+from tilth.train.survive.members import Survive
 
 
 class CheckpointConfig(Config):
@@ -65,7 +68,8 @@ class PretrainStage(Stage):
     settled by the advisor before step 0, and written down in budget.json); start_from: a Llama-family
     folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
     branch_from: a kept checkpoint of another pretrain stage to go on from, for a budget of its own;
-    held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text.
+    held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text;
+    survive: snapshots in memory, from which a run goes on after a crash.
     """
 
     uses_seed: ClassVar[bool] = True
@@ -90,6 +94,7 @@ class PretrainStage(Stage):
     held_out_every: float = Field(0.1, gt=0)
     held_out_tokens: int = Field(32768, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    survive: Survive | None = None
 
     @model_validator(mode="after")
     def _one_rounding(self) -> "PretrainStage":
@@ -236,10 +241,11 @@ class Pretraining:
                     parallel)
         loop.go_on = self.context.command or loop.go_on
         loop.judge = stage.stability.build() if stage.stability else None
-        if self.branch is not None and not loop.checkpoints.steps():
-            loop.origin = self.branch.origin(self.stream, optimizers, folder / "drawn", loop.layout(),
-                                             self.processes.main)
-        self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend))
+        branch = self.branch
+        if branch is not None:
+            loop.origin = lambda: branch.origin(self.stream, optimizers, folder / "drawn", loop.layout(),
+                                                self.processes.main)
+        self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend, loop.fence))
         return loop
 
     def _checkpoints(self, identity: dict[str, Any]) -> Checkpoints:
@@ -273,8 +279,10 @@ class Pretraining:
             f"{self.decided['rows']} x {self.stage.length} positions ({self.decided['micro_rows']} rows at a time), "
             f"{self.precision} on {self.device}")
         loop = self.loop()
+        survive = self.stage.survive
         try:
-            at = loop.run()
+            with Surviving(survive, loop, self.context.folder) if survive else nullcontext():
+                at = loop.run()
         finally:
             loop.metrics.close()
         state = whole_state(self.model)

@@ -32,7 +32,7 @@ class Copier:
         self._thread.start()
 
     def submit(self, client: Callable[[], Client], flat: Flat, step: int, incarnation: int) -> None:
-        """Begin to copy; the one before must have passed its fence. client: the connection, for the thread that asks."""
+        """Begin to copy; the one before must have passed its fence. client: a connection for the thread that asks."""
         self.copied.clear()
         ready = None
         if any(piece.source.is_cuda for piece in flat.pieces):  # untested on a GPU
