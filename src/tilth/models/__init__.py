@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from tilth.models.cache import Cache
 from tilth.models.card import model_card
 from tilth.models.config import ModelConfig, TransformerConfig
+from tilth.models.experts import Experts
 from tilth.models.generate import generate
 from tilth.models.huggingface import export_llama, import_llama
 from tilth.models.output import token_losses
@@ -12,5 +13,5 @@ from tilth.models.transformer import Transformer
 
 MODELS: Mapping[str, "type[ModelConfig] | str"] = {"transformer": TransformerConfig}
 
-__all__ = ["MODELS", "Cache", "ModelConfig", "Transformer", "TransformerConfig", "export_llama", "generate",
+__all__ = ["MODELS", "Cache", "Experts", "ModelConfig", "Transformer", "TransformerConfig", "export_llama", "generate",
            "import_llama", "model_card", "token_losses"]

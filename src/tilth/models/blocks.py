@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tilth.models.attention import Attention, Sight
 from tilth.models.cache import Cache
 from tilth.models.config import TransformerConfig
+from tilth.models.experts import MixtureOfExperts
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
 from tilth.models.remember import Remember, remembering
@@ -70,16 +71,21 @@ class Block(nn.Module):
             self.cross_attention_norm = build_norm(config)
             self.cross_attention = Attention(config, sizes.memory_width)
         self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FEED_FORWARD[config.activation](config.width, sizes.feed_forward, config.biases)
+        kind = FEED_FORWARD[config.activation]
+        self.feed_forward = kind(config.width, sizes.feed_forward, config.biases) if config.experts is None else (
+            MixtureOfExperts(config, kind))
 
     def forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None = None,
-                memory_BSD: Tensor | None = None, memory_seen: Sight | None = None) -> Tensor:
-        """The residual stream after this layer, (B, L, D)."""
-        return remembering(self.remember, self._forward, x_BLD, seen, rotation, cache, memory_BSD, memory_seen)
+                memory_BSD: Tensor | None = None, memory_seen: Sight | None = None,
+                used_BL: Tensor | None = None) -> Tensor:
+        """The residual stream after this layer, (B, L, D). used_BL: where experts are asked (default: everywhere)."""
+        return remembering(self.remember, self._forward, x_BLD, seen, rotation, cache, memory_BSD, memory_seen, used_BL)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The modules that `torch.compile` takes one by one: no shape in them depends on how units fall into rows."""
-        return [self.attention_norm, self.feed_forward_norm, self.feed_forward]
+        """The modules that `torch.compile` takes one by one: no shape in them depends on how units fall into rows, or
+        tokens to experts."""
+        routed = isinstance(self.feed_forward, MixtureOfExperts)
+        return [self.attention_norm, self.feed_forward_norm, *([] if routed else [self.feed_forward])]
 
     def tensor_plan(self) -> dict[str, Any]:
         """How tensor parallelism splits the matrices (Shoeybi et al. 2019): the first of each branch by heads or hidden
@@ -94,13 +100,15 @@ class Block(nn.Module):
         return {**plan, "feed_forward.down": RowwiseParallel()}
 
     def _forward(self, x_BLD: Tensor, seen: Sight, rotation: Rotation | None, cache: Cache | None,
-                 memory_BSD: Tensor | None, memory_seen: Sight | None) -> Tensor:
+                 memory_BSD: Tensor | None, memory_seen: Sight | None, used_BL: Tensor | None) -> Tensor:
         branch = self.attention(self.attention_norm(x_BLD), seen, rotation, cache=cache, layer=self.layer)
         x_BLD = self._add(x_BLD, branch)
         if memory_BSD is not None and memory_seen is not None:
             branch = self.cross_attention(self.cross_attention_norm(x_BLD), memory_seen, memory_BSD=memory_BSD)
             x_BLD = self._add(x_BLD, branch)
-        return self._add(x_BLD, self.feed_forward(self.feed_forward_norm(x_BLD)))
+        inputs = self.feed_forward_norm(x_BLD)
+        routed = isinstance(self.feed_forward, MixtureOfExperts)
+        return self._add(x_BLD, self.feed_forward(inputs, used_BL) if routed else self.feed_forward(inputs))
 
     def _add(self, x_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
         return x_BLD + branch_BLD if self.factor == 1 else x_BLD + self.factor * branch_BLD

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from tilth.models.experts import Experts
 from tilth.models.parametrization import MuP
 from tilth.recipe import BadInput, Config
 
@@ -25,8 +26,8 @@ class ModelConfig(Config):
         """The module, its parameters not yet initialised."""
         raise NotImplementedError(f"{type(self).__name__} must say how it is built.")
 
-    def parameters(self, embeddings: bool = True) -> int:
-        """Exact number of parameters, without building anything."""
+    def parameters(self, embeddings: bool = True, active: bool = False) -> int:
+        """Exact number of parameters, without building anything; `active`: only of those that one token uses."""
         raise NotImplementedError(f"{type(self).__name__} must say how many parameters it has.")
 
     def flops_per_token(self, length: int, training: bool = True) -> float:
@@ -78,6 +79,7 @@ class TransformerConfig(ModelConfig):
     init_std: float | None = Field(None, gt=0)
     init_depth_scale: bool = Field(True, description="divide the std of residual outputs by sqrt(residual branches)")
     mup: MuP | None = Field(None, description="muP instead of the standard parametrization")
+    experts: Experts | None = Field(None, description="a mixture of experts as each block's feed-forward map")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,6 +97,9 @@ class TransformerConfig(ModelConfig):
                              f"the same number of query heads")
         if self.memory_width is not None and not self.cross_attention:
             raise ValueError("memory_width is set, but cross_attention is false; drop it, or set cross_attention: true")
+        if self.mup is not None and self.experts is not None:
+            raise ValueError("mup has no rule for a router, whose outputs do not grow with the width; drop mup or "
+                             "experts")
         return self
 
     def sizes(self) -> Sizes:
@@ -123,16 +128,18 @@ class TransformerConfig(ModelConfig):
             raise BadInput("`model.vocab_size` is not known yet: build the model after the tokenizer, or set it.")
         return Transformer(self)
 
-    def parameters(self, embeddings: bool = True) -> int:
+    def parameters(self, embeddings: bool = True, active: bool = False) -> int:
         """Exact number of parameters. With `embeddings=False`, without what grows with the vocabulary or the context:
-        token embedding, learned positions, output matrix (the N of most scaling laws). An unknown vocabulary is 0."""
+        token embedding, learned positions, output matrix (the N of most scaling laws). An unknown vocabulary is 0.
+        `active`: of the experts, only as many as one token asks."""
         s = self.sizes()
         norm = self.width * (2 if self.norm == "layer" and self.biases else 1)
-        block = self._attention_weights(s, self.width) + self._feed_forward_weights(s) + 2 * norm
+        block = self._attention_weights(s, self.width) + self._feed_forward_weights(s, active) + 2 * norm
         block += 2 * s.head_width if self.qk_norm else 0
         if self.biases:
-            hidden = (2 if self.activation == "swiglu" else 1) * s.feed_forward
-            block += (s.heads + 2 * s.kv_heads) * s.head_width + self.width + hidden + self.width
+            gates = 2 if self.activation == "swiglu" else 1
+            block += (s.heads + 2 * s.kv_heads) * s.head_width + self.width
+            block += sum(times * (gates * hidden + self.width) for times, hidden in self._maps(s, active))
         if self.cross_attention:
             block += self._attention_weights(s, s.memory_width) + norm + (2 * s.head_width if self.qk_norm else 0)
             block += (s.heads + 2 * s.kv_heads) * s.head_width + self.width if self.biases else 0
@@ -144,13 +151,14 @@ class TransformerConfig(ModelConfig):
         """FLOPs of matrix products for one token of a row of `length`, reading `memory` positions if it cross-attends.
 
         Forward: 2 x (weights of all linear maps + width x vocabulary) + layers x 4 x heads x head_width x keys, where
-        a token sees (length + 1) / 2 keys if attention is causal or prefix (counted as causal), else `length`.
+        a token sees (length + 1) / 2 keys if attention is causal or prefix (counted as causal), else `length`. Of a
+        mixture, the router and the experts that a token asks are counted, as if none were dropped.
         Training counts the backward pass as two forward passes: 3 x. Embedding look-ups, norms, softmax and biases
         are not counted; the key-value maps of a memory are spread over the row's tokens.
         """
         s = self.sizes()
         keys = float(length) if self.attention == "bidirectional" else (length + 1) / 2
-        layer = 2.0 * (self._attention_weights(s, self.width) + self._feed_forward_weights(s))
+        layer = 2.0 * (self._attention_weights(s, self.width) + self._feed_forward_weights(s, active=True))
         layer += 4 * s.heads * s.head_width * keys
         if self.cross_attention:
             layer += 4 * self.width * s.heads * s.head_width + 4 * s.heads * s.head_width * memory
@@ -161,5 +169,15 @@ class TransformerConfig(ModelConfig):
     def _attention_weights(self, s: Sizes, source: int) -> int:
         return 2 * self.width * s.heads * s.head_width + 2 * source * s.kv_heads * s.head_width
 
-    def _feed_forward_weights(self, s: Sizes) -> int:
-        return (3 if self.activation == "swiglu" else 2) * self.width * s.feed_forward
+    def _feed_forward_weights(self, s: Sizes, active: bool) -> int:
+        matrices = 3 if self.activation == "swiglu" else 2
+        router = self.width * self.experts.count if self.experts else 0
+        return router + sum(times * matrices * self.width * hidden for times, hidden in self._maps(s, active))
+
+    def _maps(self, s: Sizes, active: bool) -> list[tuple[int, int]]:
+        """How many feed-forward maps of which hidden width a block has, or (`active`) a token goes through."""
+        if self.experts is None:
+            return [(1, s.feed_forward)]
+        asked = self.experts.active if active else self.experts.count
+        shared = [(1, self.experts.shared)] if self.experts.shared else []
+        return [(asked, self.experts.hidden or s.feed_forward), *shared]

@@ -3,7 +3,8 @@
 Shapes: B rows, L positions, D width, V vocabulary, S positions of a memory, M its width.
 
 Parameters of each block: `attention.{query,key,value}.weight` (heads x head_width, D), `attention.out.weight`
-(D, heads x head_width), `feed_forward.{gate,up}.weight` (F, D), `feed_forward.down.weight` (D, F), two norms; once:
+(D, heads x head_width), `feed_forward.{gate,up}.weight` (F, D), `feed_forward.down.weight` (D, F), two norms; with
+experts `feed_forward.router.weight` (C, D) and the maps `feed_forward.experts.{c}` and `feed_forward.shared`; once:
 `embedding.weight` (V, D), `position_embedding.weight` (context, D) if learned, `norm`, `unembedding.weight` (V, D)
 unless tied.
 """
@@ -19,6 +20,7 @@ from tilth.models.blocks import Block
 from tilth.models.cache import Cache, no_grad_needed
 from tilth.models.config import TransformerConfig
 from tilth.models.context import ContextGroup
+from tilth.models.experts import MixtureOfExperts
 from tilth.models.norms import build_norm
 from tilth.models.parametrization import factors
 from tilth.models.remember import Remember
@@ -99,8 +101,11 @@ class Transformer(nn.Module):
         if self.config.positions == "rope":
             turn = rotation(positions, self.config.sizes().head_width, self.config.rope_theta, x_BLD.dtype)
         memory_seen = Sight(mask=None if memory_mask is None else memory_mask[:, None])
+        for mixture in self._mixtures():
+            mixture.ask_routed()
+        used = segments >= 0 if segments is not None and self.config.experts is not None else None
         for block in self.blocks:
-            x_BLD = block(x_BLD, seen, turn, cache, memory, memory_seen)
+            x_BLD = block(x_BLD, seen, turn, cache, memory, memory_seen, used)
         if cache is not None:
             cache.advance(x_BLD.shape[1])
         x_BLD = self.norm(x_BLD)
@@ -137,6 +142,22 @@ class Transformer(nn.Module):
             parameter.copy_(drawn.normal_(0.0, std, generator=named_generator(seed, name)))
         return self
 
+    def penalties(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the last `hidden` adds to any objective, once: scaled terms of the loss, and figures to tell.
+
+        Of experts: `balance_loss` and `router_z_loss`, sums over layers; `expert_load` (layers, C), the share of a
+        layer's assignments that each expert got, and with a capacity `expert_dropped`, the share that none took.
+        """
+        routed = [one for mixture in self._mixtures() if (one := mixture.take_routed()) is not None]
+        if not routed:
+            return {}, {}
+        terms = {"balance_loss": sum_of([one.balance for one in routed]),
+                 "router_z_loss": sum_of([one.router_z for one in routed])}
+        figures = {"expert_load": torch.stack([one.load for one in routed])}
+        if self.config.experts is not None and self.config.experts.capacity is not None:
+            figures["expert_dropped"] = sum_of([one.dropped for one in routed]) / len(routed)
+        return terms, figures
+
     def rate_factors(self) -> dict[str, float]:
         """What the parametrization makes of the rates of parameter groups, by name."""
         mup = self.config.mup
@@ -159,6 +180,8 @@ class Transformer(nn.Module):
             if size % processes:
                 raise BadInput(f"`model.{name}` is {size}, which --tensor {processes} does not divide; choose another "
                                f"number of processes for each block, or other sizes.")
+        if self.config.experts is not None:
+            raise BadInput("`model.experts` is not split by --tensor; spread the experts' weights with --shard.")
         if self.config.qk_norm:
             raise BadInput("`model.qk_norm` norms each head with one shared weight, which --tensor would split; set it "
                            "to false, or train without --tensor.")
@@ -166,6 +189,9 @@ class Transformer(nn.Module):
 
     def _all_blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _mixtures(self) -> list[MixtureOfExperts]:
+        return [block.feed_forward for block in self._all_blocks() if isinstance(block.feed_forward, MixtureOfExperts)]
 
     def _embed(self, tokens: Tensor | None, embeddings: Tensor | None) -> Tensor:
         if (tokens is None) == (embeddings is None):
@@ -183,6 +209,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The type of the residual stream: autocast's where it is on (one cast here spares one at every matrix)."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def sum_of(scalars: list[Tensor]) -> Tensor:
+    return torch.stack(scalars).sum()
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:

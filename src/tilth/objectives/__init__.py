@@ -1,8 +1,8 @@
 """What a model is trained to do: losses as sums and counts per unit."""
 
 from tilth.objectives.causal import Causal
-from tilth.objectives.loss import Batch, Loss, Objective, sum_by_unit, units_of
+from tilth.objectives.loss import Batch, Loss, Objective, penalties_of, sum_by_unit, units_of
 
 OBJECTIVES: dict[str, type[Objective] | str] = {"causal": Causal}
 
-__all__ = ["OBJECTIVES", "Batch", "Causal", "Loss", "Objective", "sum_by_unit", "units_of"]
+__all__ = ["OBJECTIVES", "Batch", "Causal", "Loss", "Objective", "penalties_of", "sum_by_unit", "units_of"]

@@ -18,12 +18,14 @@ class Loss:
 
     total (U,): summed loss of each unit, in nats (or the objective's own unit); count (U,): its number of predictions.
     terms: penalties that belong to no unit, each a scalar already scaled; under accumulation a micro-batch's penalty
-    counts by its share of the global batch's predictions. couples: whether the loss of a unit depends on the others.
+    counts by its share of the global batch's predictions. figures: numbers of any shape that are told in the metrics,
+    averaged in the same way, and part of no loss. couples: whether the loss of a unit depends on the others.
     """
 
     total: Tensor
     count: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, Tensor] = field(default_factory=dict)
     couples: Couples = "none"
 
 
@@ -38,6 +40,13 @@ class Objective(Config):
     def count(self, batch: Batch) -> Tensor:
         """(U,) predictions of each unit, known before any forward pass (the loop divides by their sum)."""
         raise TypeError(f"{type(self).__name__} does not say how many predictions a unit holds: define count.")
+
+
+def penalties_of(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Terms and figures that a model adds to whatever it is trained to do (a mixture of experts its balance), taken
+    once after its forward pass; nothing from a model that has none."""
+    penalties = getattr(model, "penalties", None)
+    return ({}, {}) if penalties is None else penalties()
 
 
 def units_of(batch: Batch) -> int:

@@ -131,7 +131,7 @@ class Loop:
                 group["lr"] = group["peak_lr"] * self.schedule.factor(moment, group.get("base_lr", group["peak_lr"]))
         return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
-    def _update(self, update: str, batches: list[Batch]) -> dict[str, float]:
+    def _update(self, update: str, batches: list[Batch]) -> dict[str, Any]:
         """Accumulate the gradient of sum(weight * total) / sum(weight * count) over the global batch, clip, step."""
         self.learner.before_update(update, self.at.step)
         # Another update may have left gradients on these parameters (a generator's loss passes the discriminator).
@@ -143,7 +143,8 @@ class Loop:
         if whole <= 0:
             raise RunFailed(f"Step {self.at.step + 1} has nothing to learn from: the weights or the counts of all its "
                             f"units are 0.")
-        sums, seen = {"loss": 0.0, "count": 0.0}, []
+        sums: dict[str, Any] = {"loss": 0.0, "count": 0.0}
+        seen = []
         for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             share = float(count.sum()) / predictions
             with self.parallel.accumulating(last=index == len(batches) - 1):
@@ -151,7 +152,7 @@ class Loop:
         parameters = [p for group in self.optimizers[update].param_groups for p in group["params"]]
         self.parallel.reduce(parameters)
         norm = clip_gradients(parameters, self.settings.clip or math.inf)
-        sums = dict(zip(sums, self.processes.total(list(sums.values())), strict=True))
+        sums = summed(self.processes, sums)
         if update == self.learner.updates[0]:
             self._observe(seen)
         loss = sums.pop("loss") / max(sums["count"], 1.0)
@@ -172,9 +173,9 @@ class Loop:
         return allowed
 
     def _accumulate(self, update: str, index: int, batch: Batch, count: Tensor, whole: float, share: float,
-                    sums: dict[str, float]) -> dict[str, Tensor]:
+                    sums: dict[str, Any]) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch, which holds `share` of the predictions of the global batch; adds
-        its loss, count and penalties to `sums`, and returns the mean loss of each of its units."""
+        its loss, count, penalties and figures to `sums`, and returns the mean loss of each of its units."""
         with autocast(self.settings.precision, self.settings.device):
             loss = self.learner.loss(update, batch, self._rng(update, index))
         if loss.couples == "batch" and self.micro_batches * self.processes.data_world > 1:
@@ -184,8 +185,8 @@ class Loop:
         ((batch["weight"] * loss.total).sum() / whole + penalty).backward()
         sums["loss"] += float(loss.total.detach().sum())
         sums["count"] += float(count.sum())
-        for name, term in loss.terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term.detach()) * share
+        for name, figure in {**loss.terms, **loss.figures}.items():
+            sums[name] = sums.get(name, 0.0) + figure.detach().double().cpu() * share
         over = self.processes.over_positions
         return {"unit_id": batch["unit_id"], "loss": over(loss.total.detach()) / over(count).clamp(min=1)}
 
@@ -280,6 +281,14 @@ def seeded(*parts: object, device: torch.device | None = None) -> torch.Generato
     """A generator whose numbers depend on `parts` alone (run seed, purpose, step, ...), never on what ran before."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return torch.Generator(device or "cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def summed(processes: Processes, sums: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and float64 tensors summed over processes; tensors come back as (nested lists of) numbers."""
+    tensors = [torch.as_tensor(value, dtype=torch.float64) for value in sums.values()]
+    totals = torch.tensor(processes.total(torch.cat([one.flatten() for one in tensors]).tolist()), dtype=torch.float64)
+    parts = totals.split([one.numel() for one in tensors])
+    return {name: part.view(one.shape).tolist() for name, part, one in zip(sums, parts, tensors, strict=True)}
 
 
 def padding(batches: list[Batch]) -> tuple[int, int]:
