@@ -38,11 +38,13 @@ class EvaluateConfig(Config):
 @dataclass
 class Evaluation:
     """`results` {task: {metric: {value, stderr, n, …}}} as in results.json; `items` {task: {measure: (n,)}}, the same
-    by document or question, for `paired_difference`; `seconds` {task: seconds}."""
+    by document or question, for `paired_difference`; `seconds` {task: seconds}; `positions` that went through the model
+    in this process."""
 
     results: Results = field(default_factory=dict)
     items: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    positions: int = 0
 
 
 def evaluate_model(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: EvaluateConfig | None = None,
@@ -84,6 +86,7 @@ def measure(model: nn.Module, tokenizer: TextTokenizer, *, length: int, config: 
         scorer = Scorer(likelihood, tokenizer, quiet=quiet)
         for task in tasks:
             _task(found, task, scorer)
+        found.positions = likelihood.positions
     if not quiet:
         for line in summary(found.results):
             say(line)

@@ -48,6 +48,7 @@ def _means(likelihood: Likelihood, tokens: Sequence[np.ndarray]) -> list[np.ndar
     batch = np.zeros((len(tokens), len(tokens[0])), np.int64)
     for row, ids in enumerate(tokens):
         batch[row, : len(ids)] = ids
+    likelihood.positions += batch.size
     with likelihood.autocast():
         hidden = model.hidden(torch.from_numpy(batch).to(likelihood.device)).double().cpu().numpy()
     return [hidden[row, : len(ids)].mean(axis=0) for row, ids in enumerate(tokens)]

@@ -107,6 +107,7 @@ def _greedy(likelihood: Likelihood, tokenizer: Any, prompts: np.ndarray, max_tok
     with likelihood.autocast():
         cache = model.new_cache(prompts.shape[1] + max_tokens)
         for step in range(max_tokens):
+            likelihood.positions += new.numel()
             new = model.head(model.hidden(new, cache=cache)[:, -1]).argmax(-1)[:, None]
             so_far = np.concatenate([so_far, new.cpu().numpy()], axis=1)
             if step % LOOK == LOOK - 1 and all(_cut(tokenizer, row, stop)[1] for row in so_far):

@@ -66,6 +66,7 @@ class Likelihood:
         weight = next(iter(model.parameters()), None)
         self.device = weight.device if weight is not None else torch.device("cpu")
         self.workers = workers
+        self.positions = 0  # that went through the model in this process, for what an evaluation costs
         self._calls = 0
         self._filled: tuple[Any, Any] = (None, None)
 
@@ -136,6 +137,7 @@ class Likelihood:
     def _forward(self, tokens: Tensor, scored: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """tokens (B, L), scored (B, L) bool, targets (P,) -> nats (P,) float64 and top (P,) bool."""
         tokens, scored, targets = (part.to(self.device) for part in (tokens, scored, targets))
+        self.positions += tokens.numel()
         with self.autocast():
             model: Any = self.model
             if not (hasattr(model, "hidden") and hasattr(model, "head")):
@@ -157,6 +159,7 @@ class Likelihood:
         if self._filled[0] != key:
             model: Any = self.model
             cache = model.new_cache(len(tokens))
+            self.positions += len(tokens)
             with self.autocast():
                 model.hidden(torch.from_numpy(tokens[None].astype(np.int64)).to(self.device), cache=cache)
             self._filled = key, cache
@@ -168,12 +171,12 @@ class Likelihood:
         stems = np.stack([question.context[bunch.trunk :] for question in bunch.questions]).astype(np.int64)
         trunk = bunch.questions[0].context[: bunch.trunk]
         cache = self._trunk(trunk, call).expand(len(stems)) if bunch.trunk else model.new_cache()
-        rows = len(leaves)
+        rows, longest = len(leaves), max(len(leaf) for leaf in leaves) - 1
+        self.positions += stems.size + rows * longest
         each = rows // len(stems)
         with self.autocast():
             ends = model.hidden(torch.from_numpy(stems).to(self.device), cache=cache)[:, -1]
             hidden = [ends.repeat_interleave(each, 0)[:, None]]
-            longest = max(len(leaf) for leaf in leaves) - 1
             if longest:
                 tokens = np.zeros((rows, longest), np.int64)
                 for row, leaf in enumerate(leaves):

@@ -72,6 +72,13 @@ class Run:
         held_out = [line for line in lines if isinstance(line.get("held_out"), dict)]
         return [line for line in lines if "loss" in line], held_out
 
+    def evaluated(self) -> dict[str, Any]:
+        """What scores inside the run have cost: the newest such line of the last pretraining stage."""
+        stage = self.stage("pretrain")
+        lines = self._try(stage.folder / "metrics.jsonl", read_json_lines) if stage else None
+        found = [mapping(line.get("evaluation")) for line in lines or [] if isinstance(line, dict)]
+        return next((one for one in reversed(found) if one), {})
+
     @property
     def status(self) -> str:
         """finished, failed, running, or unfinished (some stage is not there yet)."""

@@ -188,12 +188,21 @@ def cost(run: Run, train: list[dict[str, Any]]) -> dict[str, Any] | None:
         ("Wall time, all stages", seconds(sum(wall for _, wall in spent)) if spent else UNKNOWN, ""),
         ("CPU time", seconds(sum(cpu)) if cpu else UNKNOWN, "" if len(cpu) == len(run.stages) else
          "of the stages that recorded it" if cpu else ""),
+        ("Scores inside the run", *_evaluated(run.evaluated())),
         ("Throughput", f"{short(rate)} tokens a second" if rate else UNKNOWN, ""),
         ("Peak memory of the training", size(summary.get("peak_memory_bytes")), ""),
         ("FLOP utilisation", *_utilisation(summary, flops)),
         ("Energy", "not measured", ""),
     ]
     return {"rows": [row for row in rows if row[1] != UNKNOWN], "chart": stage_seconds(spent) if spent else None}
+
+
+def _evaluated(found: dict[str, Any]) -> tuple[str, str]:
+    """Time of the evaluations inside the training run, and its share."""
+    spent, share, flops = (finite(found.get(key)) for key in ("seconds", "share_of_time", "share_of_flops"))
+    if spent is None or share is None or flops is None:
+        return UNKNOWN, ""
+    return seconds(spent), f"{share:.1%} of the training's time, {flops:.1%} of its FLOPs"
 
 
 def _utilisation(summary: dict[str, Any], flops: float | None) -> tuple[str, str]:

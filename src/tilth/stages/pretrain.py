@@ -29,6 +29,7 @@ from tilth.stages.branching import BEGINNING, Branch, BranchFrom
 from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
 from tilth.stages.building import Probe as SpeedProbe
 from tilth.stages.held_out import HeldOutHook
+from tilth.stages.in_run import InRunEvaluation
 from tilth.stages.model_folder import save_model
 from tilth.stages.simulating import SimulatedLearner
 from tilth.stages.stage import Context, Stage
@@ -69,6 +70,7 @@ class PretrainStage(Stage):
     folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
     branch_from: a kept checkpoint of another pretrain stage to go on from, for a budget of its own;
     held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text;
+    evaluation: tasks scored while training goes on, within a budget;
     survive: snapshots in memory, from which a run goes on after a crash.
     """
 
@@ -93,6 +95,7 @@ class PretrainStage(Stage):
     sharpness: Sharpness | None = None
     held_out_every: float = Field(0.1, gt=0)
     held_out_tokens: int = Field(32768, ge=1)
+    evaluation: InRunEvaluation | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     survive: Survive | None = None
 
@@ -259,6 +262,9 @@ class Pretraining:
             self.processes.main) else NoMetrics()
 
     def _hooks(self) -> list[Every]:
+        inside = self.stage.evaluation
+        tasks = [] if inside is None else [inside.hook(self.context.run, self.context.folder, self.pool_folder,
+                                                       self.stage.length, self.decided)]
         every = self.stage.held_out_every
         steps = max(1, round(every * self.decided["steps"]) if every < 1 else int(every))
         folder = self.pool_folder / "held_out"
@@ -266,12 +272,12 @@ class Pretraining:
             if self.stage.sharpness is not None:
                 raise BadInput("`sharpness` is measured on held-out text, and this recipe holds none out (`held_out` "
                                "of its curate stage).")
-            return []
+            return tasks
         more = [] if self.stage.sharpness is None else [
             Every(self.stage.sharpness.steps(self.decided["steps"]),
                   SharpnessHook(self.stage.sharpness, Pool.open(folder), self.stage.length))]
         hook = HeldOutHook(Pool.open(folder), self.stage.length, self.stage.held_out_tokens)
-        return [Every(steps, hook), *more]
+        return [Every(steps, hook), *more, *tasks]
 
     def run(self) -> dict[str, Any]:
         config = self.model.config

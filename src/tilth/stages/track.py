@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from tilth.data.pool import Pool
-from tilth.data.tokenize import DocumentTexts
 from tilth.evaluate import EvaluateConfig, measure
-from tilth.evaluate.tracking.runs import forecasts, run_curves, started
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
-from tilth.recipe.files import read_json, write_json
+from tilth.recipe.files import read_json
 from tilth.report import write_report
 from tilth.stages.evaluate import EvaluateStage
 from tilth.stages.load import load_recipe
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Recipe
+from tilth.stages.tracking_file import FILE, add_point, held_out_of, read_tracking
 from tilth.train.checkpoint import Checkpoints, load_state
 from tilth.train.device import pick_device
-
-FILE = "tracking.json"
 
 
 class Tracker:
@@ -46,14 +43,12 @@ class Tracker:
 
     def pass_over(self) -> int:
         """Measure every checkpoint that has not been; returns how many were. What was measured is written at once."""
-        tracking = self.read()
-        done = {point["step"] for point in tracking["points"]}
+        done = {point["step"] for point in self.read()["points"]}
         new = 0
         for step in self.checkpoints.steps():
             point = None if step in done else self._point(step)
             if point is not None:
-                tracking["points"] = sorted([*tracking["points"], point], key=lambda one: one["step"])
-                self._write(tracking)
+                add_point(self.folder, self.pretrain_name, point, self._model[0].config.parameters(), self.history)
                 new += 1
         return new
 
@@ -71,23 +66,7 @@ class Tracker:
         return path.exists() and read_json(path).get("summary") is not None
 
     def read(self) -> dict[str, Any]:
-        path = self.folder / FILE
-        if path.exists():
-            return read_json(path)
-        budget = self.stage / "budget.json"
-        if not budget.exists():
-            raise BadInput(f"The stage '{self.pretrain_name}' of {self.folder} has not begun: nothing to track yet.")
-        return {"parameters": 0, "total_tokens": read_json(budget)["tokens"], "points": [], "forecasts": [],
-                "started": []}
-
-    def _write(self, tracking: dict[str, Any]) -> None:
-        tracking["parameters"] = self._model[0].config.parameters()
-        # Padding counts as positions of the budget, not as tokens: the end is where the pace so far leads.
-        last = tracking["points"][-1]
-        tracking["total_tokens"] = last["tokens"] * read_json(self.stage / "budget.json")["steps"] / last["step"]
-        tracking["forecasts"] = forecasts(self.folder.name, tracking, self.history)
-        tracking["started"] = started(run_curves(self.folder.name, tracking))
-        write_json(self.folder / FILE, tracking)
+        return read_tracking(self.folder, self.pretrain_name)
 
     def _point(self, step: int) -> dict[str, Any] | None:
         """What the checkpoint of `step` scores; None where training removed it meanwhile."""
@@ -116,10 +95,7 @@ class Tracker:
             # What is measured is the trained model, as it is saved: not as training rounded it.
             plain = self.pretrain.model_copy(update={"simulated": None})
             model = plain.learner(self.pool.vocab_size, 0).modules["model"].to(self.device).eval()
-            held_out = Pool.open(self.pool_folder / "held_out") if (self.pool_folder / "held_out").exists() else None
-            curated = read_json(self.pool_folder / "manifest.json")["fields"].get("input")
-            path = self.folder / str(curated) / "held_out.parquet"
-            self._model = model, held_out, list(DocumentTexts([path])) if path.exists() else None
+            self._model = model, *held_out_of(self.folder, self.pool_folder)
         return self._model
 
 
