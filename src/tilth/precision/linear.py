@@ -42,7 +42,10 @@ class CompressedLinear(nn.Module):
             if available():
                 y = multiply(matrix, x.reshape(-1)).view(*x.shape[:-1], self.out_features).to(x.dtype)
                 return y if self.bias is None else y + self.bias.to(x.dtype)
-        return F.linear(x, matrix.decode().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        y = torch.empty(*x.shape[:-1], self.out_features, dtype=x.dtype, device=x.device)
+        for rows, weight in matrix.pieces():
+            y[..., rows] = F.linear(x, weight.to(x.dtype))
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.layout.bits} bits, groups of {self.layout.group}"

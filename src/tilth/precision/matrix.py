@@ -4,6 +4,7 @@ Shapes: O output features (rows), I input features (columns, in stored order), g
 groups of a row, T tiles of rows with statistics of their own, N outliers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from tilth.precision.affine import dequantize, pack, packed_bytes, unpack
 from tilth.recipe import Config
+
+PIECE = 1 << 18  # weights that are decoded at once: a MiB of float32
 
 
 class Layout(Config):
@@ -101,15 +104,43 @@ class CompressedMatrix:
         return unpack(self.tensors["codes"], layout.bits, layout.rows * layout.columns).view(layout.rows,
                                                                                             layout.columns)
 
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows at a time, few enough for a processor's cache: (which rows, their values float32 (n, I)), columns
+        in stored order."""
+        layout = self.layout
+        scale, zero = self.statistics()
+        scale = scale * layout.unit  # a power of two: the same numbers as if the values were multiplied
+        # Rows by the eight begin on a byte, whatever the width of a code.
+        step = max(8, PIECE // max(layout.columns, 1) // 8 * 8)
+        rows, columns = self.outlier_places() if self.outliers else (None, None)
+        ends = self.tensors["outlier_rows"].tolist() if self.outliers else []
+        for first in range(0, layout.rows, step):
+            last = min(first + step, layout.rows)
+            begin, end = (packed_bytes(row * layout.columns, layout.bits) for row in (first, last))
+            codes = unpack(self.tensors["codes"][begin:end], layout.bits, (last - first) * layout.columns)
+            values = self._scaled(codes.float().view(last - first, layout.columns), scale[first:last], zero[first:last])
+            if rows is not None and columns is not None and ends[last] > ends[first]:
+                some = slice(ends[first], ends[last])
+                values[rows[some] - first, columns[some]] = self.tensors["outlier_values"][some].float() * layout.unit
+            yield slice(first, last), values
+
+    def _scaled(self, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """codes (n, I) in place to scale x (codes - zero), by groups."""
+        whole = self.layout.columns // self.layout.group * self.layout.group
+        if whole:
+            grouped = codes[:, :whole].unflatten(1, (-1, self.layout.group))
+            count = grouped.shape[1]
+            grouped.sub_(zero[:, :count, None]).mul_(scale[:, :count, None])
+        if whole < self.layout.columns:
+            codes[:, whole:].sub_(zero[:, -1:]).mul_(scale[:, -1:])
+        return codes
+
     def decode(self) -> Tensor:
         """The matrix (O, I) in stored order of columns, float32."""
-        layout = self.layout
-        scale, zero = (each.repeat_interleave(layout.group, 1)[:, : layout.columns] for each in self.statistics())
-        values = dequantize(self.codes(), scale, zero)
-        if self.outliers:
-            rows, columns = self.outlier_places()
-            values[rows, columns] = self.tensors["outlier_values"].float()
-        return values.mul_(layout.unit)
+        values = torch.empty(self.layout.rows, self.layout.columns, device=self.tensors["codes"].device)
+        for rows, piece in self.pieces():
+            values[rows] = piece
+        return values
 
     def outlier_places(self) -> tuple[Tensor, Tensor]:
         """Row and stored column of each outlier, int64 (N,)."""
