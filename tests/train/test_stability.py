@@ -1,5 +1,6 @@
 """The guard against spikes: planted spikes are skipped, rolled back or told of; resumption is exact."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from train_toys import PackedRows, curve, make_loop, same, text_learner, weights
 
 from tilth.recipe import Interrupted, RunFailed
 from tilth.recipe.files import read_json_lines
-from tilth.train import Every
+from tilth.train import Every, MetricsLog
 from tilth.train.stability import Stability, middle_and_spread
 
 STEPS, QUIET = 40, {"begin": 8, "window": 16}
@@ -76,6 +77,27 @@ def test_a_planted_spike_is_skipped_counted_and_explained(tmp_path, size):
     assert not same(seen[22], seen[21])
     if size == 50.0:
         assert "median" in found[21]["spike"] and "of 16 steps" in found[21]["spike"]
+        assert found[21]["loss"] > found[20]["loss"] and "not_finite" not in found[21]
+    else:
+        assert found[21]["loss"] is None and found[21]["not_finite"]["loss"] == str(size)
+        assert "not_finite" not in found[22] and math.isfinite(found[22]["loss"])
+
+
+def test_lines_of_skipped_steps_are_json_for_any_reader_and_stay_so_when_a_run_is_cut_back(tmp_path):
+    run(tmp_path, {20: math.nan, 30: math.inf})
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    def strict():
+        text = (tmp_path / "metrics.jsonl").read_text()
+        return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+    whole = strict()
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.cut_back(25)
+    log.close()
+    assert strict() == whole[:25] and whole[20]["loss"] is None and whole[20]["gradient_norm"] is None
 
 
 def test_nothing_is_judged_before_the_guard_has_seen_enough(tmp_path):

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: JSON lines on disk, and any further sinks."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ class MetricsLog:
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
 
     def write(self, line: dict[str, Any]) -> None:
+        line = finite(line)
         append_json_line(self._file, line)
         for sink in self.sinks:
             sink(line)
@@ -55,3 +57,10 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
+
+
+def finite(line: dict[str, Any]) -> dict[str, Any]:
+    """The line as JSON can hold it: a figure that is no finite number (of a step that was skipped, say) becomes null,
+    and `not_finite` says what it was. Unchanged where all are finite."""
+    lost = {key: str(value) for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {**line, **dict.fromkeys(lost), "not_finite": lost} if lost else line

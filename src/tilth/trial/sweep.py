@@ -114,7 +114,8 @@ def measure(folder: Path, stage: str) -> dict[str, Any] | None:
         return None
     manifest, decided = read_json(folder / stage / "manifest.json"), read_json(folder / stage / "budget.json")
     summary, fields = manifest["summary"], manifest["fields"]
-    losses = [line["loss"] for line in read_json_lines(folder / stage / "metrics.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in read_json_lines(folder / stage / "metrics.jsonl")
+              if line.get("loss") is not None]
     held_out = summary["held_out_bits_per_byte"]
     last = float(np.mean(losses[-max(1, round(LAST * len(losses))):]))
     advice = decided.get("advice") or {}
