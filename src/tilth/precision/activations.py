@@ -82,8 +82,10 @@ def product(a_NK: Scaled, b_MK: Scaled, dtype: torch.dtype) -> Tensor:
 def scaled_mm(a_NK: Scaled, b_MK: Scaled, dtype: torch.dtype) -> Tensor:
     """The same by the device's FP8 units, which take the first row by row and the second column by column, and a K
     that is a multiple of 16."""
-    short = -a_NK.codes.shape[1] % ALIGNMENT
-    a, b = (F.pad(x.codes.view(torch.uint8), (0, short)).contiguous().view(x.codes.dtype) for x in (a_NK, b_MK))
+    a, b = a_NK.codes, b_MK.codes
+    if short := -a.shape[1] % ALIGNMENT:
+        a, b = (F.pad(x.view(torch.uint8), (0, short)).view(x.dtype) for x in (a.contiguous(), b.contiguous()))
+    a, b = a.contiguous(), b.contiguous()
     return torch._scaled_mm(a, b.t(), scale_a=a_NK.scale, scale_b=b_MK.scale, out_dtype=dtype)
 
 

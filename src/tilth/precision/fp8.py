@@ -119,9 +119,9 @@ def largest_magnitude(x: Tensor, size: int = ACTIVATION_GROUP) -> Tensor:
 
 
 def quantize_tensor(x: Tensor, dtype: torch.dtype = E4M3) -> Scaled:
-    """One float32 scale for the whole tensor, max|x| / the format's largest; 1 for a tensor of zeros."""
-    largest = largest_magnitude(x).float()
-    scale = torch.where(largest > 0, largest / LARGEST[dtype], 1.0)
+    """One float32 scale for the whole tensor, max|x| / the format's largest; 1 where that is 0."""
+    scale = largest_magnitude(x).float() / LARGEST[dtype]
+    scale = torch.where(scale > 0, scale, 1.0)
     return Scaled(to_fp8(x.float() / scale, dtype), scale)
 
 

@@ -47,7 +47,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+@cache
 def available() -> bool:
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -242,8 +244,8 @@ def quantize_tensor(x: Tensor, dtype: torch.dtype = E4M3) -> Scaled:
     codes, most = torch.empty(x.shape, dtype=torch.uint8, device=x.device), torch.zeros(max(pieces, 1), device=x.device)
     if pieces:
         pieces_kernel[(pieces,)](x, most, x.numel(), pieces, SIZE=1024, BLOCK=1)  # type: ignore[index]
-    top = most.amax()
-    scale = torch.where(top > 0, top / LARGEST[dtype], 1.0)
+    scale = most.amax() / LARGEST[dtype]
+    scale = torch.where(scale > 0, scale, 1.0)
     if pieces:
         mantissa, bias = LAYOUT[dtype]
         tensor_kernel[(pieces,)](x, codes, scale, x.numel(), TOP=LARGEST[dtype],  # type: ignore[index]
