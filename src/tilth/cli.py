@@ -17,6 +17,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 analyze = typer.Typer(add_completion=False, no_args_is_help=True, help="Look inside models and recipes.")
 app.add_typer(analyze, name="analyze")
+bench = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure how fast things are here.")
+app.add_typer(bench, name="bench")
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, or the path of a .py or .yaml recipe.")]
 Changes = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as "
@@ -78,6 +80,17 @@ def pretrain(recipe: RecipeName, changes: Changes = None, folder: Folder = None,
     hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
                          context=context, remember=remember)
     _finish(as_json, run_named(recipe, changes or [], folder, hardware, False, _command(), only="pretrain"))
+
+
+@bench.command("train")
+def bench_train(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
+                micro_rows: MicroRows = None, compile: Compile = False, remember: RememberWhat = "all",
+                steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 20,
+                as_json: Json = False) -> None:
+    """Tokens a second, utilisation, memory against its floor, and where a training step's time goes."""
+    from tilth.trial.bench_training import bench_recipe
+    hardware = _hardware(device, micro_rows, compile=compile, remember=remember)
+    _finish(as_json, bench_recipe(recipe, changes or [], folder, hardware, steps))
 
 
 @app.command()
@@ -274,6 +287,18 @@ def geography(model: Model, data: Annotated[Path, typer.Option(help="CSV of citi
     from tilth.stages.commands import probe_geography
     _finish(as_json, probe_geography(model, {"data": str(data), "points": points, "train": train, "seeds": seeds},
                                      output, device))
+
+
+@app.command()
+def chaos(recipe: RecipeName, changes: Changes = None,
+          kill: Annotated[str, typer.Option(help="Comma-separated: worker, node, nodes (two at once), all, hang, "
+                                                 "storage.")] = "worker,node,storage,hang",
+          times: Annotated[int, typer.Option(min=1, help="Faults, in as many runs as it takes.")] = 20,
+          processes: Annotated[int, typer.Option(min=2, help="Workers.")] = 4,
+          folder: Folder = None, seed: int = 0, as_json: Json = False) -> None:
+    """Train under torchrun, break things at random moments, prove that nothing came out differently."""
+    from tilth.trial.chaos import run_chaos
+    _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed))
 
 
 @app.command()

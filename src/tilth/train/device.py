@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Literal
 
@@ -82,16 +82,17 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.3) -> f
     best, end = 0.0, time.perf_counter() + seconds
     multiply()
     while time.perf_counter() < end:
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(4):
             multiply()
-        _wait(device)
+        wait_for(device)
         best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -126,6 +127,30 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def begin_peak(device: torch.device) -> int:
+    """Forget earlier peaks; returns the bytes in use now (of the device, or resident in this process)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # where the system knows how
+        file.write("5")
+    return _status("VmRSS:")
+
+
+def peak_since(device: torch.device) -> int:
+    """Bytes: the most in use since `begin_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM:")
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of this process's status; the peak so far where there is no such file."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+    except OSError:  # not Linux
+        return peak_memory(torch.device("cpu"))
 
 
 class SavedBytes:
