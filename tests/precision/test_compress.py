@@ -16,10 +16,12 @@ from tilth.precision.calibrate import compress_model, linears
 from tilth.precision.hessian import Hessian, factorize
 from tilth.precision.linear import CompressedLinear, compressed_layers, expand
 from tilth.precision.weights import GPTQ, RoundToNearest, SpQR
-from tilth.recipe import BadInput
+from tilth.recipe import BadInput, parse
 from tilth.recipe.files import read_json
+from tilth.stages import Recipe
 from tilth.stages.compressed_folder import load_compressed, save_compressed
 from tilth.stages.model_folder import load_model, save_model
+from tilth.stages.runner import run_recipe
 
 METHODS = {"spqr": SpQR(bits=3, tau=0.1), "gptq": GPTQ(bits=4, group=16), "rtn": RoundToNearest(bits=4, group=16)}
 LAYERS = ["attention.query", "attention.key", "attention.value", "attention.out", "feed_forward.gate",
@@ -166,6 +168,31 @@ def test_a_compressed_layer_multiplies_as_its_weight_does():
     layer = CompressedLinear(matrix, torch.ones(10))
     assert torch.allclose(layer(x), x @ matrix.weight().T + 1, atol=1e-4)
     assert layer(x.bfloat16()).dtype == torch.bfloat16 and "3 bits" in repr(layer)
+
+
+def test_the_stage_compresses_what_a_recipe_trained(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(24):
+        (corpus / f"{number}.txt").write_text(texts(number)[:1500])
+    recipe = parse(Recipe, {"name": "tiny", "stages": {
+        "curate": {"kind": "curate", "inputs": [{"kind": "files", "path": str(corpus)}],
+                   "held_out": {"minimum_bytes": 600, "share": 0.3}},
+        "tokenize": {"kind": "tokenize", "tokenizer": {"kind": "bytes"}, "unit_tokens": 40},
+        "pretrain": {"kind": "pretrain", "model": {"kind": "transformer", "layers": 1, "width": 32, "heads": 2,
+                                                   "feed_forward": 32, "context": 64},
+                     "length": 32, "batch_tokens": 128, "budget": {"steps": 3}, "precision": "fp32"},
+        "compress": {"kind": "compress", "method": {"kind": "spqr", "bits": 3}, "rows": 4}}})
+    summary = run_recipe(recipe, tmp_path / "run")["compress"]
+    assert 3 < summary["bits"] < 8 and summary["bits_per_byte"]["before"] != summary["bits_per_byte"]["after"]
+    assert compressed_layers(load_model(tmp_path / "run" / "compress")[0])
+    # what a run means stays the model that it trained, and the command finds the run's text by itself
+    assert not compressed_layers(load_model(tmp_path / "run")[0])
+    report = json.loads(run("compress", tmp_path / "run", "--bits", 3, "--rows", 4, "--length", 32, "-o",
+                            tmp_path / "out", "--json").stdout.splitlines()[-1])
+    assert report["before"]["held_out"]["bits_per_byte"]["value"] == pytest.approx(
+        summary["bits_per_byte"]["before"], rel=1e-6)
+    assert report["calibration_tokens"] == 4 * 32
 
 
 class TestCommand:
