@@ -59,7 +59,7 @@ def training(arguments: argparse.Namespace) -> list[Claim]:
     """Update error on real moments and final loss, from the runs of the evidence."""
     run = load_evidence()
     runs = read_json(EVIDENCE / "runs.json") if (EVIDENCE / "runs.json").exists() else {}
-    if any(f"{arm}-{seed}" not in runs for arm in run.ARMS for seed in SEEDS):
+    if any(f"{arm}-{seed}" not in runs for arm in run.JUDGED for seed in SEEDS):
         if "TILTH_DATA" not in os.environ or importlib.util.find_spec("torchao") is None:
             raise BadInput("Runs are missing: set TILTH_DATA to the folder that holds text/, and pip install torchao.")
         sys.argv = [str(EVIDENCE / "run.py")]
