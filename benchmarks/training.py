@@ -39,7 +39,6 @@ from pretrain_loop import (
 from tilth.models import TransformerConfig
 from tilth.optim import AdamW
 from tilth.recipe.files import read_json_lines
-from tilth.stages.pretrain import Pretraining
 from tilth.trial.bench import Claim, Paired, run_sections, single_thread, versions
 from tilth.trial.peers import Peer, PeerMissing, environment, installed_versions
 
@@ -152,7 +151,7 @@ def elsewhere(arguments: argparse.Namespace) -> list[Claim]:
     no_gpu = "no GPU at hand: run benchmarks/gpu.py on one"
     return [
         Claim("vs_nanochat", None, "ratio of tokens per CPU-second", ">= 1.0", "nanochat's model",
-              "nanochat is not installable as a package here (its name on the package index is another build that needs "
+              "nanochat is not installable as a package here (its name on the package index is a build that needs "
               "a Rust toolchain and the network)"),
         Claim("utilisation_1b", None, "share of the matrix-product peak", ">= 0.5", "peak of the device", no_gpu),
         Claim("vs_compiled_loop_1b", None, "ratio of tokens per second", ">= 1.0", "a plain compiled loop", no_gpu),
