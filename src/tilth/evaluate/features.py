@@ -58,18 +58,21 @@ class Classification(Task):
     """A linear probe: ridge regression from features to classes, trained on a share of the rows, tested on the rest.
 
     Rows have `text` and `label`. The penalty is chosen by cross-validation inside the training part. Chance is the
-    share of the commonest class among the tested rows.
+    share of the commonest class among the tested rows. `spell` is put between the characters of every text: whether
+    what a model reads in words it can still read letter by letter.
     """
 
     kind: str = "classification"
     train_share: float = Field(default=0.5, gt=0, lt=1)
     seed: int = 0
+    spell: str | None = None
 
     def run(self, scorer: Scorer) -> TaskResult:
         rows = self.some_rows()
         texts = [self.field(row, "text", str, f"task '{self.name}', row {at}") for at, row in enumerate(rows, 1)]
         names = [str(self.field(row, "label", object, f"task '{self.name}', row {at}"))
                  for at, row in enumerate(rows, 1)]
+        texts = texts if self.spell is None else [self.spell.join(text) for text in texts]
         labels = np.unique(names, return_inverse=True)[1]
         order = np.random.default_rng(self.seed).permutation(len(rows))
         train, test = np.split(order, [int(self.train_share * len(rows))])

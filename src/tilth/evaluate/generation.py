@@ -6,6 +6,7 @@ models apart long before one of them writes an answer.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -66,22 +67,45 @@ class Generation(Task):
         return found
 
 
-def write(scorer: Scorer, prompts: Sequence[str], max_tokens: int, stop: Sequence[str]) -> list[str]:
-    """Greedy continuations of the prompts, in order, each cut before its first stop text."""
+@dataclass(frozen=True)
+class Sampling:
+    """Temperature and the number of likeliest tokens to draw from; `seed` and the prompt decide the draw, not the
+    batch."""
+
+    temperature: float
+    top_k: int
+    seed: int = 0
+
+    def draw(self, logits: torch.Tensor, generators: Sequence[np.random.Generator]) -> torch.Tensor:
+        """(B, V) -> (B,): Gumbel noise from each row's own generator, over its likeliest tokens."""
+        best, which = logits.double().cpu().topk(min(self.top_k, logits.shape[-1]), dim=-1)
+        noise = np.stack([one.gumbel(size=best.shape[-1]) for one in generators])
+        return which.gather(1, (best / self.temperature + torch.from_numpy(noise)).argmax(-1)[:, None])[:, 0]
+
+
+def write(scorer: Scorer, prompts: Sequence[str], max_tokens: int, stop: Sequence[str],
+          sampling: Sampling | None = None) -> list[str]:
+    """Continuations of the prompts (greedy without `sampling`), in order, each cut before its first stop text."""
     tokenizer: Any = scorer.tokenizer
-    end = tokenizer.end_of_text
+    tokens = [np.concatenate([[tokenizer.end_of_text], ids]) for ids in tokenizer.encode_batch(list(prompts))]
+    return write_tokens(scorer, tokens, max_tokens, stop, sampling)
+
+
+def write_tokens(scorer: Scorer, prompts: Sequence[np.ndarray], max_tokens: int, stop: Sequence[str],
+                 sampling: Sampling | None = None) -> list[str]:
+    """The same after prompts of token ids that begin with the end-of-text token; too long ones keep their right end."""
     room = scorer.likelihood.length - max_tokens
     if room < 1:
         raise BadInput(f"An answer of {max_tokens} tokens leaves no room in the model's {scorer.likelihood.length} "
                        f"positions; lower `max_tokens`.")
-    tokens = [np.concatenate([[end], ids[-(room - 1):] if room > 1 else ids[:0]]).astype(np.int64)
-              for ids in tokenizer.encode_batch(list(prompts))]
-    return write_after(scorer.likelihood, tokenizer, tokens, max_tokens, stop)
+    tokens = [np.concatenate([ids[:1], ids[1:][-(room - 1):] if room > 1 else ids[:0]]).astype(np.int64)
+              for ids in prompts]
+    return write_after(scorer.likelihood, scorer.tokenizer, tokens, max_tokens, stop, sampling)
 
 
 def write_after(likelihood: Likelihood, tokenizer: Any, prompts: Sequence[np.ndarray], max_tokens: int,
-                stop: Sequence[str]) -> list[str]:
-    """What greedy decoding writes after each prompt of token ids, in batches of prompts of one length."""
+                stop: Sequence[str], sampling: Sampling | None = None) -> list[str]:
+    """What is written after each prompt of token ids, in batches of prompts of one length."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, ids in enumerate(prompts):
         by_length[len(ids)].append(number)
@@ -89,8 +113,8 @@ def write_after(likelihood: Likelihood, tokenizer: Any, prompts: Sequence[np.nda
     for length, numbers in sorted(by_length.items(), reverse=True):
         rows = max(1, likelihood.batch_tokens // (length + max_tokens))
         parts += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
-    jobs = [partial(_greedy, tokenizer=tokenizer, prompts=np.stack([prompts[one] for one in part]),
-                    max_tokens=max_tokens, stop=stop) for part in parts]
+    jobs = [partial(_written, tokenizer=tokenizer, prompts=np.stack([prompts[one] for one in part]),
+                    max_tokens=max_tokens, stop=stop, sampling=sampling, numbers=part) for part in parts]
     written = [""] * len(prompts)
     for part, texts in zip(parts, likelihood.each(jobs), strict=True):
         for number, text in zip(part, texts, strict=True):
@@ -98,17 +122,20 @@ def write_after(likelihood: Likelihood, tokenizer: Any, prompts: Sequence[np.nda
     return written
 
 
-def _greedy(likelihood: Likelihood, tokenizer: Any, prompts: np.ndarray, max_tokens: int,
-            stop: Sequence[str]) -> list[str]:
-    """The likeliest token again and again, for prompts (B, L) of one length, until every row has stopped."""
+def _written(likelihood: Likelihood, tokenizer: Any, prompts: np.ndarray, max_tokens: int, stop: Sequence[str],
+             sampling: Sampling | None, numbers: Sequence[int]) -> list[str]:
+    """Token after token, for prompts (B, L) of one length, until every row has stopped; `numbers` tell rows apart."""
     model: Any = likelihood.model
     new = torch.from_numpy(prompts).to(likelihood.device)
     so_far = np.zeros((len(prompts), 0), np.int64)
+    generators = [] if sampling is None else [np.random.default_rng([sampling.seed, number]) for number in numbers]
     with likelihood.autocast():
         cache = model.new_cache(prompts.shape[1] + max_tokens)
         for step in range(max_tokens):
             likelihood.positions += new.numel()
-            new = model.head(model.hidden(new, cache=cache)[:, -1]).argmax(-1)[:, None]
+            logits = model.head(model.hidden(new, cache=cache)[:, -1])
+            chosen = logits.argmax(-1) if sampling is None else sampling.draw(logits, generators)
+            new = chosen[:, None].to(likelihood.device)
             so_far = np.concatenate([so_far, new.cpu().numpy()], axis=1)
             if step % LOOK == LOOK - 1 and all(_cut(tokenizer, row, stop)[1] for row in so_far):
                 break
