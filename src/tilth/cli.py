@@ -102,7 +102,8 @@ def plan(recipe: RecipeName, changes: Changes = None, folder: Folder = None, dev
     from tilth.stages.plan import plan_recipe, plan_text
     loaded = load_recipe(recipe, changes or [])
     plans = plan_recipe(loaded, folder or default_folder(loaded), _hardware(device, micro_rows))
-    print("\n".join(plan_text(one) for one in plans))
+    asked = shlex.join([recipe, *(changes or [])])
+    print("\n".join(plan_text({**one, "recipe": asked}) for one in plans))
     _finish(as_json, plans)
 
 

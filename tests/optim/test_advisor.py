@@ -19,6 +19,7 @@ from tilth.optim.advisor import (
     cost,
     deepseek_law,
     doubts,
+    price,
     step_law,
     three_points,
     whole_rows,
@@ -72,16 +73,42 @@ def test_batches_are_whole_rows_and_the_power_schedulers_rate_is_its_cap():
     assert advise(1e9, lambda batch: 1e11, Power()).lr == 0.02
 
 
+def doubts_of(parameters, tokens, epochs, schedule, optimizer=None, mup=False, batch_tokens=2**22):
+    return doubts(parameters, tokens, epochs, schedule, optimizer or AdamW(), mup, batch_tokens)
+
+
 def test_doubts_name_what_differs_and_are_silent_on_the_laws_own_ground():
     own = Cosine(floor_lr=1e-5)
-    assert doubts(4e8, 2e10, 0.5, own, AdamW(), mup=False) == []
-    text = " ".join(doubts(3e6, 2e6, 2.5, WSD(), Muon(), mup=True))
+    assert doubts_of(4e8, 2e10, 0.5, own) == []
+    text = " ".join(doubts_of(3e6, 2e6, 2.5, WSD(), Muon(), mup=True))
     for part in ("3e+06 parameters", "2e+06 tokens are below", "not under `wsd`", "not `muon`", "not muP", "2.5 times"):
         assert part in text
-    assert "1e-5" in doubts(4e8, 2e10, None, Cosine(), AdamW(), mup=False)[0]
-    assert "only the exponent" in doubts(4e8, 2e10, None, Power(), AdamW(), mup=False)[0]
-    assert doubts(4e8, 2e10, None, Power(), AdamW(), mup=True) == []
-    assert three_points("own.yaml", "pretrain", 2e-3) == "tilth sweep own.yaml pretrain.optimizer.lr=0.001,0.002,0.004"
+    assert "1e-5" in doubts_of(4e8, 2e10, None, Cosine())[0]
+
+
+def test_doubts_of_the_power_scheduler_name_parametrization_few_tokens_warmup_and_a_cap_without_end():
+    assert doubts_of(4e8, 1e11, None, Power(), mup=True) == []
+    assert "only the exponent" in doubts_of(4e8, 1e11, None, Power())[0]
+    few, warm = doubts_of(4e8, 5e8, None, Power(), mup=True)
+    assert "5e+08" in few and "longer than the run" in warm
+    # With 1,024 sequences the cap ends at 2.6e10 tokens, with 128 at 4.4e8.
+    [capped] = doubts_of(4e8, 2.5e10, None, Power(), mup=True, batch_tokens=1024 * 4096)
+    assert "above the cap" in capped
+    assert doubts_of(4e8, 2.7e10, None, Power(), mup=True, batch_tokens=1024 * 4096) == []
+    assert doubts_of(4e8, 2.5e10, None, Power(), mup=True, batch_tokens=128 * 4096) == []
+
+
+def test_the_check_sweeps_the_rate_or_the_power_schedulers_factor():
+    assert three_points(2e-3, Cosine()) == "optimizer.lr=0.001,0.002,0.004"
+    assert three_points(0.02, Power(a=3)) == "schedule.a=1.5,3,6"
+
+
+@pytest.mark.parametrize(("chosen", "says"), [(2.1e-3, None), (1e-3, "0.5 times that: about 0.38 %"),
+                                              (4e-3, "2 times that: about 0.73 %"),
+                                              (0.1, "50 times that: further off")])
+def test_a_choice_has_the_price_of_the_published_grid(chosen, says):
+    found = price("rate", chosen, 2e-3, COST_OF_LR)
+    assert found is says is None or says in found
 
 
 def grid(law, noise=0.0):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilth.optim import SCHEDULES, WSD, Constant, Cosine, Moment, Power, Schedule
+from tilth.optim.schedules import exponential_fall
 from tilth.recipe import Config, parse
 from tilth.recipe.frame import one_of
 
@@ -100,7 +101,21 @@ def test_power_cap_ends_where_the_power_meets_it_and_powers_scale():
     assert eta(end * 0.999, 1024) == 0.02 > eta(end * 1.001, 1024)
     assert eta(2e11, 1024) / eta(1e11, 1024) == pytest.approx(2**-0.51) == pytest.approx(0.7022, abs=1e-4)
     assert eta(1e12, 256) == pytest.approx(2 * eta(1e12, 128))
+    early = (128 * 4 / 0.02) ** (1 / 0.51)
+    assert early == pytest.approx(4.4e8, rel=0.02)
+    assert eta(early * 0.999, 128) == 0.02 > eta(early * 1.001, 128)
     assert eta(0, 128) == 0.02, "at n = 0 the power is infinite and the cap holds"
+
+
+def test_power_of_the_papers_equation_and_of_its_scheduler():
+    batch = 1024 * SEQUENCE
+    assert Power(a=4.6).power(1e13, batch, 0.02) == pytest.approx(0.0011, abs=5e-5)
+    assert Power().power(1e13, batch, 0.02) == pytest.approx(0.00096, abs=5e-6)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_exponential_fall_has_the_ends_of_the_reference(floor):
+    assert exponential_fall(0.0, floor) == pytest.approx(1) and exponential_fall(1.0, floor) == pytest.approx(floor)
 
 
 def test_power_warmup_aims_at_the_power_and_is_continuous():

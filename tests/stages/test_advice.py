@@ -8,6 +8,7 @@ from tilth.optim.advisor import step_law
 from tilth.recipe import BadInput, parse
 from tilth.recipe.files import read_json, write_json
 from tilth.stages import Context
+from tilth.stages.advice import advice_lines
 from tilth.stages.pretrain import Pretraining, PretrainStage
 
 MODEL = {"kind": "transformer", "layers": 1, "width": 16, "heads": 2, "context": 32}
@@ -65,6 +66,23 @@ def test_a_budget_in_steps_and_an_auto_batch_agree_and_minutes_are_probed(run):
     assert found.stage.batch_tokens == pytest.approx(step_law(1, tokens).batch_tokens, abs=32)
     (run / "pretrain" / "budget.json").unlink()
     assert work(run, budget={"minutes": 0.01}).decided["steps"] >= 1
+
+
+def test_what_is_written_down_has_the_check_the_cost_of_a_miss_and_the_price_of_own_choices(run):
+    found = work(run, batch_tokens=64)
+    advice = found.decided["advice"]
+    assert advice["check"] == f"optimizer.lr={advice['lr'] / 2:.3g},{advice['lr']:.3g},{2 * advice['lr']:.3g}"
+    assert [8.0, None] in advice["cost"]["rate"] and [0.5, 0.44] in advice["cost"]["batch"]
+    [price] = advice["prices"]
+    assert "batch of 64" in price
+    lines = advice_lines(advice, "own.yaml seed=3", "pretrain")
+    assert lines[-1].endswith(f"tilth sweep own.yaml seed=3 pretrain.{advice['check']}") and price in lines[1]
+
+
+def test_the_power_scheduler_checks_its_factor_and_has_no_price_of_a_cap(run):
+    found = work(run, schedule={"kind": "power"}).decided["advice"]
+    assert found["check"] == "schedule.a=2,4,8" and list(found["cost"]) == ["batch"] and found["prices"] == []
+    assert any("warm-up" in doubt for doubt in found["doubts"])
 
 
 def test_auto_is_refused_where_nothing_settles_it(run):

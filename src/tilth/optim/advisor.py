@@ -43,6 +43,7 @@ STEP_LAW_PARAMETERS = (6e7, 1.1e9)
 STEP_LAW_TOKENS = (2e9, 1e11)
 STEP_LAW_FLOOR = 1e-5
 POWER_CAP = 0.02  # Shen et al. 2024: the highest rate of the power scheduler under muP
+POWER_TOKENS = (2e9, 2.56e11)  # what its constants were fitted on
 
 
 def step_law(parameters: float, tokens: float) -> Advice:
@@ -102,19 +103,32 @@ def whole_rows(batch_tokens: float, length: int) -> int:
 
 
 def doubts(parameters: float, tokens: float, epochs: float | None, schedule: Schedule, optimizer: OptimizerConfig,
-           mup: bool) -> list[str]:
+           mup: bool, batch_tokens: float) -> list[str]:
     """Why the advice may not hold here, a sentence each; none where the run is like those behind the law."""
-    found = []
     if isinstance(schedule, Power):
-        if not mup:
-            found.append("The power scheduler's constants are for muP (`model.mup`); with standard parameters its cap "
-                         "of 0.02 diverges for most models, and only the exponent carries over.")
+        found = _power(schedule, tokens, batch_tokens, mup)
     else:
-        found += _outside("parameters without embeddings", parameters, STEP_LAW_PARAMETERS)
-        found += _outside("tokens", tokens, STEP_LAW_TOKENS)
-        found += _other_recipe(schedule, optimizer, mup)
+        found = [*_outside("parameters without embeddings", parameters, STEP_LAW_PARAMETERS),
+                 *_outside("tokens", tokens, STEP_LAW_TOKENS), *_other_recipe(schedule, optimizer, mup)]
     if epochs is not None and epochs > 1:
         found.append(f"The data is repeated {epochs:.1f} times; the law was fitted on data seen once.")
+    return found
+
+
+def _power(schedule: Power, tokens: float, batch_tokens: float, mup: bool) -> list[str]:
+    found = []
+    if not mup:
+        found.append("The power scheduler's constants are for muP (`model.mup`); with standard parameters its cap of "
+                     "0.02 diverges for most models, and only the exponent carries over.")
+    if not POWER_TOKENS[0] <= tokens <= POWER_TOKENS[1]:
+        found.append(f"The power scheduler was fitted on {POWER_TOKENS[0]:.3g} to {POWER_TOKENS[1]:.3g} tokens, not on "
+                     f"{tokens:.3g}.")
+    if tokens <= schedule.warmup_tokens:
+        found.append(f"The warm-up of {schedule.warmup_tokens:.3g} tokens is longer than the run: shorten "
+                     f"`schedule.warmup_tokens`.")
+    elif schedule.power(tokens, batch_tokens, POWER_CAP) == POWER_CAP:
+        found.append(f"With {batch_tokens:.3g} tokens a step the power stays above the cap of {POWER_CAP} to the end: "
+                     f"the rate is constant, and `schedule.a` has to be fitted anew.")
     return found
 
 
@@ -139,7 +153,18 @@ def _other_recipe(schedule: Schedule, optimizer: OptimizerConfig, mup: bool) -> 
     return found
 
 
-def three_points(recipe: str, stage: str, lr: float) -> str:
-    """The command that checks an advised rate: half of it, it, and twice it."""
-    values = ",".join(f"{factor * lr:.3g}" for factor in (0.5, 1, 2))
-    return f"tilth sweep {recipe} {stage}.optimizer.lr={values}"
+def three_points(lr: float, schedule: Schedule) -> str:
+    """Three values of what an advised rate rests on: half of it, it, and twice it. Under the power scheduler that is
+    its factor `a`, since the rate is only a cap. As a change of a pretrain stage, for `tilth sweep`."""
+    key, middle = ("schedule.a", schedule.a) if isinstance(schedule, Power) else ("optimizer.lr", lr)
+    return f"{key}=" + ",".join(f"{factor * middle:.3g}" for factor in (0.5, 1, 2))
+
+
+def price(what: str, chosen: float, advised: float, table: dict[float, float | None]) -> str | None:
+    """What a choice costs by the published grid, if the advice is the optimum; None within a tenth of it."""
+    factor = chosen / advised
+    if abs(math.log(factor)) < math.log(1.1):
+        return None
+    percent = cost(factor, table)
+    lost = "further off than was measured" if percent is None else f"about {percent:.2g} % more loss"
+    return f"the recipe's {what} of {chosen:.3g} is {factor:.2g} times that: {lost}, where the law holds"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tilth.models import ModelConfig
-from tilth.optim.advisor import advise, doubts, step_law, three_points, whole_rows
+from tilth.optim.advisor import COST_OF_BATCH, COST_OF_LR, advise, doubts, price, step_law, three_points, whole_rows
 from tilth.optim.schedules import Power
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
@@ -31,11 +31,32 @@ def advice_for(stage: "PretrainStage", config: ModelConfig, pool_tokens: int | N
     advised = advise(parameters, tokens_of, stage.schedule)
     tokens = tokens_of(advised.batch_tokens)
     epochs = tokens / pool_tokens if pool_tokens else None
-    law = "power scheduler's cap; Step Law's batch" if isinstance(stage.schedule, Power) else "Step Law"
-    return {"law": law, "lr": advised.lr, "batch_tokens": whole_rows(advised.batch_tokens, stage.length),
-            "step_law_lr": step_law(parameters, tokens).lr, "parameters": parameters, "tokens": tokens,
-            "doubts": doubts(parameters, tokens, epochs, stage.schedule, stage.optimizer,
-                             mup=getattr(config, "mup", None) is not None)}
+    batch = whole_rows(advised.batch_tokens, stage.length)
+    power = isinstance(stage.schedule, Power)
+    return {"law": "power scheduler's cap; Step Law's batch" if power else "Step Law", "lr": advised.lr,
+            "batch_tokens": batch, "step_law_lr": step_law(parameters, tokens).lr, "parameters": parameters,
+            "tokens": tokens, "doubts": doubts(parameters, tokens, epochs, stage.schedule, stage.optimizer,
+                                               getattr(config, "mup", None) is not None,
+                                               batch if stage.batch_tokens == "auto" else stage.batch_tokens),
+            "prices": _prices(stage, advised.lr, batch),
+            "cost": {"batch": _curve(COST_OF_BATCH)} if power else {"rate": _curve(COST_OF_LR),
+                                                                    "batch": _curve(COST_OF_BATCH)},
+            "check": three_points(advised.lr, stage.schedule)}
+
+
+def _curve(table: dict[float, float | None]) -> list[list[float | None]]:
+    """[factor of the optimum, percent of loss lost (null: diverges)], for the report's plot."""
+    return [[factor, percent] for factor, percent in table.items()]
+
+
+def _prices(stage: "PretrainStage", lr: float, batch: int) -> list[str]:
+    """What the recipe's own choices cost against the advice."""
+    found = []
+    if stage.optimizer.lr != "auto" and not isinstance(stage.schedule, Power):
+        found.append(price("rate", stage.optimizer.lr, lr, COST_OF_LR))
+    if stage.batch_tokens != "auto":
+        found.append(price("batch", stage.batch_tokens, batch, COST_OF_BATCH))
+    return [one for one in found if one]
 
 
 def wants_advice(stage: "PretrainStage") -> bool:
@@ -55,12 +76,14 @@ def settled(stage: "PretrainStage", advice: dict[str, Any]) -> "PretrainStage":
 
 
 def advice_lines(advice: dict[str, Any], recipe: str, stage: str) -> list[str]:
-    """The advice for people; where it may not hold, why, and the command that checks it."""
+    """The advice for people; what other choices cost; where it may not hold, why, and the command that checks it.
+    recipe: as on the command line, with its changes."""
     lines = [f"peak rate {advice['lr']:.3g}, {quantity(advice['batch_tokens'])} tokens a step ({advice['law']}, for "
              f"{quantity(advice['parameters'])} parameters without embeddings and {quantity(advice['tokens'])} tokens)"]
+    lines += [f"  {price}" for price in advice["prices"]]
     if advice["doubts"]:
         lines += [f"  but: {doubt}" for doubt in advice["doubts"]]
-        lines.append(f"  so check it at three points: {three_points(recipe, stage, advice['lr'])}")
+        lines.append(f"  so check it at three points: tilth sweep {recipe} {stage}.{advice['check']}")
     return lines
 
 
