@@ -9,21 +9,24 @@ HUB_LICENSES = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", 
                 "cc-by-sa-4.0", "cc-by-nc-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "odc-by", "unlicense"}
 
 
-def model_card(*, name: str, model: Mapping[str, Any], parameters: int, sources: Sequence[Mapping[str, Any]],
-               license: Sequence[str] = (), languages: Sequence[str] = (), training: Mapping[str, Any] | None = None,
-               recipe: Mapping[str, Any] | None = None, scores: Mapping[str, Mapping[str, Any]] | None = None,
+def model_card(*, name: str, model: Mapping[str, Any], parameters: int, active: int | None = None,
+               sources: Sequence[Mapping[str, Any]], license: Sequence[str] = (), languages: Sequence[str] = (),
+               training: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None,
+               scores: Mapping[str, Mapping[str, Any]] | None = None,
                limitations: Sequence[str] = (), version: str | None = None) -> str:
     """The card as Markdown.
 
-    model: what describes the architecture (`TransformerConfig.model_dump()`); parameters: their number.
+    model: what describes the architecture (`TransformerConfig.model_dump()`); parameters: their number; active: the
+    number of those that one token uses.
     sources: one mapping a source of the training data: `source`, `license`, and if known `documents`, `bytes`.
     license: of the weights; left out, the licences of the sources are listed. languages: ISO 639 codes.
     training: tokens, flops, seconds and whatever else should be told. recipe: a summary of what was set.
     scores: {task: {metric: {"value", "stderr", "n"}}}. limitations: sentences beside the standing ones.
     version: of the program that wrote it.
     """
+    used = f" ({active:,} of them active for each token)" if active not in (None, parameters) else ""
     parts = [_front_matter(license or _licenses(sources), languages), f"# {_text(name)}",
-             f"A language model of {parameters:,} parameters, pretrained from scratch or continued with Tilth"
+             f"A language model of {parameters:,} parameters{used}, pretrained from scratch or continued with Tilth"
              f"{f' {version}' if version else ''}.",
              "## Model", _pairs(model), "## Data", _sources(sources), "## Training", _pairs(training or {}),
              "### Recipe", _pairs(_flat(recipe or {})), "## Scores", _scores(scores or {}),

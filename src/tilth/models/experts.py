@@ -154,7 +154,7 @@ class MixtureOfExperts(nn.Module):
         load_C = torch.tensor(wanted, dtype=p_NC.dtype, device=p_NC.device) / asked
         share_N = torch.ones_like(p_NC[:, 0]) if used_N is None else used_N.to(p_NC.dtype)
         share_N = share_N / share_N.sum().clamp(min=1)
-        balance = self.config.count * (load_C * (share_N @ p_NC)).sum()
+        balance = self.config.count * (load_C * (share_N[:, None] * p_NC).sum(0)).sum()
         z = (share_N * logits_NC.logsumexp(-1).square()).sum()
         return Routed(self.config.balance * balance, self.config.router_z * z, load_C,
                       torch.tensor(1 - taken / asked if sum(wanted) else 0.0))

@@ -1,4 +1,4 @@
-"""Llama folders of Hugging Face `transformers`: written so that they load there, read from disk to train on.
+"""Llama and Mixtral folders of Hugging Face `transformers`: written to load there, read from disk to train on.
 
 Weights are safetensors, nothing is unpickled, and whatever would change the function of the model without a place in
 the other format is refused by name. Both formats rotate the same halves, so no matrix is permuted.
@@ -25,7 +25,7 @@ from tilth.recipe.files import fsync_folder, read_json, write_bytes, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Ours to theirs; {} stands for the layer.
+# Ours to theirs; {} stands for the layer, then the expert.
 NAMES = {
     "embedding": "model.embed_tokens",
     "blocks.{}.attention_norm": "model.layers.{}.input_layernorm",
@@ -37,6 +37,10 @@ NAMES = {
     "blocks.{}.feed_forward.gate": "model.layers.{}.mlp.gate_proj",
     "blocks.{}.feed_forward.up": "model.layers.{}.mlp.up_proj",
     "blocks.{}.feed_forward.down": "model.layers.{}.mlp.down_proj",
+    "blocks.{}.feed_forward.router": "model.layers.{}.block_sparse_moe.gate",
+    "blocks.{}.feed_forward.experts.{}.gate": "model.layers.{}.block_sparse_moe.experts.{}.w1",
+    "blocks.{}.feed_forward.experts.{}.up": "model.layers.{}.block_sparse_moe.experts.{}.w3",
+    "blocks.{}.feed_forward.experts.{}.down": "model.layers.{}.block_sparse_moe.experts.{}.w2",
     "norm": "model.norm",
     "unembedding": "lm_head",
 }
@@ -45,18 +49,17 @@ NAMES = {
 def llama_name(name: str) -> str:
     """`blocks.3.attention.query.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     module, _, leaf = name.rpartition(".")
-    layer = re.search(r"\d+", module)
-    key = module if layer is None else module.replace(layer[0], "{}", 1)
-    return NAMES[key].format(layer[0] if layer else "") + "." + leaf
+    return NAMES[re.sub(r"\d+", "{}", module)].format(*re.findall(r"\d+", module)) + "." + leaf
 
 
 def export_llama(model: Transformer, folder: Path | str, *, tokenizer_json_path: Path | str | None = None,
                  end_of_text: str | None = None, dtype: str = "float32") -> None:
-    """Write a folder that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load.
+    """Write a folder that `AutoModelForCausalLM` and, given a tokenizer, `AutoTokenizer` load: a Llama, or, of a model
+    with experts, a Mixtral.
 
     `end_of_text`: the token that begins and ends documents, as text; it must be in the tokenizer.
     `dtype`: float32, bfloat16 or float16, the type of the stored weights. Factors of muP are folded into weights.
-    Raises BadInput, naming the field, if a model is not a Llama; nothing is written then.
+    Raises BadInput, naming the field, if a model is neither; nothing is written then.
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype is '{dtype}'; choose one of {', '.join(DTYPES)}.")

@@ -15,8 +15,8 @@ from tilth.recipe.frame import Config, nearest, one_of
 
 @dataclass
 class ParameterGroup:
-    """Parameters that share a rate and a decay. Names: `matrices`, `embeddings`, `vectors`, or a learner's own.
-    rate_factor: what the model's parametrization (muP) makes of the rate."""
+    """Parameters that share a rate and a decay. Names: `matrices`, `embeddings`, `vectors`, `routers`, or a learner's
+    own. rate_factor: what the model's parametrization (muP) makes of the rate."""
 
     name: str
     parameters: list[Tensor]
@@ -24,16 +24,18 @@ class ParameterGroup:
 
 
 def group_parameters(module: nn.Module) -> list[ParameterGroup]:
-    """Hidden matrices, embeddings (the output head among them), and vectors (norms, biases); frozen ones left out."""
+    """Hidden matrices, embeddings (the output head among them), vectors (norms, biases), and the routers of experts,
+    whose few rows are scores and no map of features (Muon leaves them to AdamW); frozen ones left out."""
     embeddings = {id(parameter) for inner in module.modules() if isinstance(inner, nn.Embedding)
                   for parameter in inner.parameters(recurse=False)}
-    groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "vectors": []}
+    groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "vectors": [], "routers": []}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_embedding = id(parameter) in embeddings or name.split(".")[-2:-1] in (["unembedding"], ["lm_head"])
+        owner = name.split(".")[-2:-1]
+        is_embedding = id(parameter) in embeddings or owner in (["unembedding"], ["lm_head"])
         kind = "embeddings" if is_embedding else "matrices" if parameter.ndim >= 2 else "vectors"
-        groups[kind].append(parameter)
+        groups["routers" if owner == ["router"] else kind].append(parameter)
     rate_factors: Callable[[], dict[str, float]] = getattr(module, "rate_factors", dict)
     factors = rate_factors()
     return [ParameterGroup(name, parameters, factors.get(name, 1.0)) for name, parameters in groups.items()

@@ -51,7 +51,8 @@ class _Facts:
 
 
 _FIGURES: list[tuple[str, str, Callable[[Any], str]]] = [
-    ("Parameters", "parameters", short), ("Tokens", "tokens", short), ("Epochs", "epochs", lambda v: decimals(v, 2)),
+    ("Parameters", "parameters", short), ("Active for a token", "parameters_active", short),
+    ("Tokens", "tokens", short), ("Epochs", "epochs", lambda v: decimals(v, 2)),
     ("FLOPs", "flops", short), ("Training time", "seconds", seconds), ("CPU time", "cpu_seconds", seconds),
     ("Tokens a second", "tokens_per_second", count), ("Peak memory", "peak_memory_bytes", size),
     ("Final training loss", "final_loss", decimals)]

@@ -86,7 +86,7 @@ def _tiles(run: Run, scores: Scores, train: list[dict[str, Any]]) -> list[tuple[
     per = f"{short(tokens / parameters)} per parameter" if tokens and parameters else ""
     tiles = [
         ("bits per byte", decimals(own.value) if own else "", _plus_minus(own)),
-        ("parameters", short(parameters), f"{short(summary.get('parameters_non_embedding'))} outside embeddings"),
+        ("parameters", short(parameters), _parts_of(summary)),
         ("tokens trained on", short(tokens), ", ".join(filter(None, (f"{epochs:.2f} epochs" if epochs else "", per)))),
         ("training loss", decimals(loss if loss is not None else last(train, "loss")), "nats a token, at the end"),
         ("compute", short(flops, "FLOP"), ""),
@@ -94,6 +94,14 @@ def _tiles(run: Run, scores: Scores, train: list[dict[str, Any]]) -> list[tuple[
     ]
     return [(label, value, "" if small.startswith(UNKNOWN) else small) for label, value, small in tiles
             if value not in ("", UNKNOWN)]
+
+
+def _parts_of(summary: dict[str, Any]) -> str:
+    """The small print of the parameters: those outside embeddings, and those of a mixture of experts that one token
+    uses."""
+    active = finite(summary.get("parameters_active"))
+    used = f", {short(active)} active for a token" if active and active != summary.get("parameters") else ""
+    return f"{short(summary.get('parameters_non_embedding'))} outside embeddings{used}"
 
 
 def _plus_minus(score: Score | None) -> str:

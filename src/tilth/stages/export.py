@@ -15,7 +15,7 @@ from tilth.stages.stage import Context, Stage
 
 
 class ExportStage(Stage):
-    """Llama shapes exactly; anything else is refused by the name of the field that differs."""
+    """Llama and Mixtral shapes exactly; anything else is refused by the name of the field that differs."""
 
     kind: str = "export"
     model: str = "pretrain"
@@ -57,7 +57,8 @@ def export(model_path: Path, folder: Path, dtype: str = "float32", scores: dict[
     training = {key: summary[key] for key in ("tokens", "steps", "epochs", "flops", "seconds", "precision")
                 if key in summary}
     card = model_card(name=name or folder.name, model=model.config.model_dump(mode="json"),
-                      parameters=model.config.parameters(), sources=_sources(stage, known), training=training,
+                      parameters=model.config.parameters(), active=model.config.parameters(active=True),
+                      sources=_sources(stage, known), training=training,
                       recipe=fields, scores=scores or {}, version=tilth.__version__)
     write_bytes(folder / "README.md", card.encode())
 

@@ -49,7 +49,8 @@ def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, ha
     steps = stage.budget.in_steps(batch, flops or 1.0, pool_tokens, seconds)
     peak = matmul_peak(device, precision)
     return {"stage": name, "parameters": config.parameters(),
-            "parameters_non_embedding": config.parameters(embeddings=False), "vocabulary": vocabulary,
+            "parameters_non_embedding": config.parameters(embeddings=False),
+            "parameters_active": config.parameters(active=True), "vocabulary": vocabulary,
             "pool_tokens": pool_tokens, "steps": steps, "tokens": steps * batch,
             "epochs": steps * batch / pool_tokens if pool_tokens else None,
             "flops": steps * flops, "seconds": steps * seconds, "tokens_per_second": batch / seconds,
@@ -84,10 +85,12 @@ def plan_text(plan: dict[str, Any]) -> str:
     known = f"{quantity(plan['pool_tokens'])} tokens in the pool" if plan["pool_tokens"] else (
         "the pool is not made yet, so a budget in epochs is not counted")
     epochs = f", {plan['epochs']:.2f} epochs" if plan["epochs"] else ""
+    active = f"; {quantity(plan['parameters_active'])} active for a token" if (
+        plan["parameters_active"] != plan["parameters"]) else ""
     return "\n".join([
         f"stage {plan['stage']} on {plan['device']} in {plan['precision']}",
         f"  parameters  {quantity(plan['parameters'])} ({quantity(plan['parameters_non_embedding'])} without "
-        f"embeddings), vocabulary {plan['vocabulary']}",
+        f"embeddings{active}), vocabulary {plan['vocabulary']}",
         f"  data        {known}",
         f"  training    {plan['steps']} steps, {quantity(plan['tokens'])} tokens{epochs}",
         f"  chosen      peak rate {plan['lr']:.3g}, {quantity(plan['batch_tokens'])} tokens a step",

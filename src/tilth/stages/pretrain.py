@@ -306,6 +306,7 @@ class Pretraining:
         licenses = dict(zip(self.pool.sources, source_licenses(self.pool), strict=True))
         return {
             "parameters": config.parameters(), "parameters_non_embedding": config.parameters(embeddings=False),
+            "parameters_active": config.parameters(active=True),
             "tokens": at["tokens"], "steps": at["step"], "epochs": self.stream.epoch, "flops": at["flops"],
             "seconds": at["seconds"], "cpu_seconds": at["cpu_seconds"],
             "tokens_per_second": at["tokens"] / max(at["seconds"], 1e-9), "padded": self.stream.padded,
