@@ -14,6 +14,7 @@ Entries that are not finite come back as NaN, and do not disturb the others of t
 Shapes: n numbers along the last axis, G = ceil(n / size) groups of it; the last group may be shorter.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,9 +23,9 @@ from torch import Tensor
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
 MOMENT_GROUP, ACTIVATION_GROUP = 128, 16
-# log2 of the ratio that k spreads a group to: of the format (the paper), or a little less, with k rounded down to
+# The ratio that k spreads a group to: that of the format (the paper), or a little less, with k rounded down to
 # sixteenths (the authors' implementation).
-FULL_RANGE, CODE_RANGE = 448 * 2**9, 448**2 / 2
+FULL_RANGE, CODE_RANGE = 448.0 * 2**9, 448.0**2 / 2
 LEAST_EXPONENT, LARGEST_EXPONENT = 1 / 16, 32.0
 
 Exponent = Literal["exact", "sixteenths"]
@@ -72,9 +73,9 @@ def exponents(largest: Tensor, least: Tensor, rule: Exponent = "exact") -> Tenso
     """
     ratio = torch.where(largest > 0, largest / least, 1.0)
     if rule == "exact":
-        k = torch.log2(torch.tensor(FULL_RANGE)).to(ratio.device) / torch.log2(ratio)
+        k = math.log2(FULL_RANGE) / torch.log2(ratio)
     else:
-        k = torch.floor(16 * torch.log2(torch.tensor(CODE_RANGE)).to(ratio.device) / torch.log2(ratio)) / 16
+        k = torch.floor(16 * math.log2(CODE_RANGE) / torch.log2(ratio)) / 16
     return torch.where(ratio > 1, k.clamp(LEAST_EXPONENT, LARGEST_EXPONENT), 1.0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations  # `tl.constexpr` below is looked up by Trito
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -212,13 +213,10 @@ def adamw_step(flat: Tensor, grad: Tensor, first: Moment, second: Moment, *, num
                                                                         else k)]
         adamw_kernel[(programs,)](  # type: ignore[index]
             flat, grad.contiguous(), *parts, largest, len(flat), groups, 1 - lr * decay, lr, betas[0], betas[1],
-            1 - betas[0]**number, 1 - betas[1]**number, eps, FULL=log2_range(expansion), LEAST=LEAST_EXPONENT,
+            1 - betas[0]**number, 1 - betas[1]**number, eps, LEAST=LEAST_EXPONENT,
+            FULL=math.log2(CODE_RANGE if expansion == "sixteenths" else FULL_RANGE),
             MOST=LARGEST_EXPONENT, EXPANSION=EXPANSION[expansion], SIZE=MOMENT_GROUP, BLOCK=BLOCK_GROUPS)
     return largest.amax()
-
-
-def log2_range(expansion: Exponent | None) -> float:
-    return float(torch.log2(torch.tensor(CODE_RANGE if expansion == "sixteenths" else FULL_RANGE)))
 
 
 def quantize_groups(x: Tensor) -> Scaled:
