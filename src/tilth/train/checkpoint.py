@@ -5,6 +5,7 @@ by all, each its own part, by torch.distributed.checkpoint; it can be read by an
 """
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -76,6 +77,9 @@ def _write_part(beside: Path, folder: Path, tensors: dict[str, Tensor], processe
             tensors, process_group=processes.checkpoint_group,
             storage_writer=HuggingFaceStorageWriter(str(beside), save_distributed=True)))
     mine = sorted(beside.glob(f"shard-{processes.rank + 1:05d}-*"))
+    for path in mine:
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
     write_json(beside / PART.format(processes.rank), {path.name: sha256_file(path) for path in mine})
     processes.checkpoint_barrier()  # all parts are written
 
