@@ -10,6 +10,7 @@ from typing import Any
 
 import tilth
 from tilth.recipe.files import write_bytes
+from tilth.report.advice import advice
 from tilth.report.reading import Run, read_run
 from tilth.report.scores import read_scores
 from tilth.report.sections import cost, curves, data, facts, headline, samples, scores_section, training_data
@@ -39,6 +40,7 @@ def render(run: Run, written: datetime | None = None) -> str:
         "headline": headline(run, scores, train),
         "scores": scores_section(scores),
         "curves": curves(train, held_out, scores),
+        "advice": advice(run),
         "tracking": tracking(run),
         "training_data": training_data(sources),
         "data": data(run),
