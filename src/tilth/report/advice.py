@@ -21,7 +21,8 @@ def advice(run: Run) -> dict[str, Any] | None:
     doubts = texts(found.get("doubts"))
     check = found.get("check")
     return {"law": str(found.get("law", "")), "lr": significant(lr) if lr else "",
-            "batch": short(batch) if batch else "", "parameters": short(finite(found.get("parameters"))), "tokens": short(finite(found.get("tokens"))),
+            "batch": short(batch) if batch else "",
+            "parameters": short(finite(found.get("parameters"))), "tokens": short(finite(found.get("tokens"))),
             "prices": texts(found.get("prices")), "doubts": doubts, "chart": miss_chart(mapping(found.get("cost"))),
             "check": f"tilth sweep RECIPE {stage.name}.{check}" if check and doubts else ""}
 
