@@ -53,7 +53,10 @@ class Tracker:
         return new
 
     def watch(self, seconds: float) -> None:
-        """Pass over and over until the pretrain stage has finished and all its checkpoints are measured."""
+        """Pass over and over until the pretrain stage has finished and all its checkpoints are measured; a stage that
+        has not begun yet is waited for."""
+        while not (self.stage / "budget.json").exists():
+            time.sleep(seconds)
         while True:
             finished = self.finished()
             if not self.pass_over() and finished:
@@ -128,6 +131,9 @@ def forecast_lines(tracking: dict[str, Any]) -> list[str]:
     for task, one in newest["tasks"].items():
         then = "" if one["happened"] is None else f"; then happened {one['happened']:.4f}"
         lines.append(f"  {task}: {one['value']:.4f} ({one['low']:.4f} to {one['high']:.4f}){then}")
+    if newest.get("beyond"):
+        lines.append(f"  this size is {newest['beyond']:.1f} times beyond those that the forecast learnt from: such "
+                     f"intervals have been too narrow (39 % held of 80 %)")
     return lines
 
 

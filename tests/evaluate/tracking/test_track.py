@@ -62,3 +62,13 @@ def test_the_report_shows_abilities_and_the_forecast(tmp_path):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(BadInput, match="holds no run"):
         Tracker(tmp_path)
+
+
+def test_a_size_beyond_the_history_is_said():
+    history = [tracking(size, total=total, seed=size) for size, total in ((1000, 6e6), (2000, 8e6))]
+    inside, outside = tracking(1500), tracking(8000)
+    assert forecasts("in", inside, history)[-1]["beyond"] is None
+    assert forecasts("out", outside, history)[-1]["beyond"] == 4.0
+    assert forecasts("alone", outside)[-1]["beyond"] is None
+    outside["forecasts"] = forecasts("out", outside, history)
+    assert "4.0 times beyond" in forecast_lines(outside)[-1]

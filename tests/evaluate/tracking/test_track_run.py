@@ -1,11 +1,18 @@
 """Tracking a real run: every checkpoint once, the same scores as the evaluation of the finished model."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
+import yaml
 
 from tilth.recipe import parse
 from tilth.recipe.files import read_json
 from tilth.stages import Recipe
+from tilth.stages.building import Budget
+from tilth.stages.load import load_recipe
 from tilth.stages.runner import run_recipe
 from tilth.stages.track import Tracker, track_run
 
@@ -55,3 +62,21 @@ def test_watching_a_finished_run_ends_and_a_limit_holds(run):
     tracker.watch(0.01)
     points = tracker.read()["points"]
     assert len(points) == 6 and points[0]["results"]["held_out_cloze"]["accuracy"]["n"] == 5
+
+
+def test_a_second_process_watches_while_the_run_goes_on(run, tmp_path):
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    pretrain = recipe.stages["pretrain"].model_copy(update={"budget": Budget(steps=40)})
+    recipe = recipe.model_copy(update={"stages": {**recipe.stages, "pretrain": pretrain}})
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    training = subprocess.Popen([sys.executable, "-m", "tilth", "run", str(tmp_path / "longer.yaml"), "--folder",
+                                 str(tmp_path / "run")], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "recipe.yaml").exists():  # a folder that holds no run yet is an error
+        assert training.poll() is None
+        time.sleep(0.05)
+    subprocess.run([sys.executable, "-m", "tilth", "track", str(tmp_path / "run"), "--watch", "--every", "1",
+                    "--limit", "5"], stderr=subprocess.DEVNULL, check=True, timeout=120)
+    assert training.wait(timeout=60) == 0
+    points = read_json(tmp_path / "run" / "tracking.json")["points"]
+    assert points[-1]["step"] == 40 and len(points) >= 9  # those still there, and any that were caught before
+    assert all(point["results"]["held_out_cloze"]["accuracy"]["n"] == 5 for point in points)

@@ -66,8 +66,17 @@ def forecasts(name: str, tracking: dict[str, Any], history: Sequence[dict[str, A
                        {name: np.array([total])})
         if new and len({one.group for one in known}) >= 2:
             made.append(_forecast(Forecaster().fit(known), new, cut, total, level,
-                                  f"{len(history)} finished runs" if learnt else "this run's own past"))
+                                  f"{len(history)} finished runs" if learnt else "this run's own past")
+                        | {"beyond": beyond(float(tracking["parameters"]), before) if learnt else None})
     return made
+
+
+def beyond(size: float, history: Sequence[Curve]) -> float | None:
+    """How many times larger than the largest size of the history, or smaller than its smallest; None inside. A forecast
+    beyond carries the trends with size further than it has seen them, and its intervals have not held there."""
+    sizes = [curve.size for curve in history]
+    factor = max(size / max(sizes), min(sizes) / size) if sizes else 1.0
+    return factor if factor > 1 else None
 
 
 def _forecast(forecaster: Forecaster, new: Sequence[Example], cut: float, total: float, level: float,
