@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,30 @@ class Part:
 
 
 class Bench:
-    """One trained model: compresses a fresh copy of it by a method and scores it; a cell is computed once."""
+    """One trained model: compresses a fresh copy of it by a method and scores it; a cell is computed once. left: new
+    cells until the process stops (None: no limit)."""
+
+    left: int | None = None
 
     def __init__(self, folder: Path, seed: int, develop: bool = False):
         self.run, self.cells = folder / f"spqr-seed-{seed}", folder / "cells" / str(seed)
         pool = Pool.open(self.run / "tokenize")
-        self.batches = draw_batches(pool, ROWS, LENGTH, seed)
+        self.pool, self.seed, self.end_of_text = pool, seed, pool.end_of_text
         self.text = unseen(pool, self.batches) if develop else Pool.open(self.run / "tokenize" / "held_out")
-        self.end_of_text = pool.end_of_text
+
+    @cached_property
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        return draw_batches(self.pool, ROWS, LENGTH, self.seed)
 
     def cell(self, name: str, method: Method | None) -> dict[str, Any]:
         path = self.cells / f"{name}.json"
         wanted = None if method is None else method.model_dump(mode="json")
         if path.exists() and read_json(path)["method"] == wanted:
             return read_json(path)
+        if Bench.left is not None:
+            if Bench.left == 0:
+                raise SystemExit(3)
+            Bench.left -= 1
         model = load_model(self.run)[0]
         started, found = time.process_time(), {"method": wanted, "bits": None}
         if method is not None:
@@ -118,7 +129,7 @@ class Bench:
         scored = held_out_bits(Likelihood(model, length=LENGTH), self.text, self.end_of_text)
         found |= {"nats": scored.nats.tolist(), "bytes": scored.bytes.tolist(), "tokens": scored.tokens.tolist()}
         write_json(path, found)
-        print(f"  {name}: {float(scored.nats.sum() / scored.tokens.sum()):.5f} nats a token"
+        print(f"  {self.run.name} {name}: {float(scored.nats.sum() / scored.tokens.sum()):.5f} nats a token"
               + ("" if method is None else f", {found['bits']['per_weight']:.3f} bits"), flush=True)
         return found
 
@@ -160,7 +171,13 @@ def arms(settings: dict[str, Any], bench: Bench) -> Iterator[tuple[str, dict[str
         yield f"gptq-{width}", bench.cell(f"gptq-{width}", gptq)
         rtn = at_least(spqr, model, RoundToNearest(bits=int(width)))
         yield f"rtn-{width}", bench.cell(f"rtn-{width}", rtn)
-        yield f"no-outliers-{width}", bench.cell(f"no-outliers-{width}", SpQR(**{**chosen["spqr"], "tau": None}))
+
+
+def ablations(settings: dict[str, Any], bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Outside the verdict: SpQR's groups and statistics without its outliers."""
+    for width in ("4", "3"):
+        method = SpQR(**{**settings[width]["spqr"], "tau": None})
+        yield f"no-outliers-{width}", bench.cell(f"no-outliers-{width}", method)
 
 
 def develop(folder: Path) -> None:
@@ -197,18 +214,22 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence-spqr"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--develop", action="store_true")
+    parser.add_argument("--cells", type=int, help="stop after so many new cells; the same command goes on")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if arguments.develop:
         develop(arguments.folder)
         return 0
+    Bench.left = arguments.cells
     settings = read_json(HERE / "settings.json")
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        print(f"seed {seed}", flush=True)
         train(arguments.folder, seed)
-        for name, cell in arms(settings, Bench(arguments.folder, seed)):
-            found.setdefault(name, []).append(cell)
+    benches = [Bench(arguments.folder, seed) for seed in arguments.seeds]
+    for part in (arms, ablations):
+        for bench in benches:
+            for name, cell in part(settings, bench):
+                found.setdefault(name, []).append(cell)
     write_json(HERE / "result.json", report(found, arguments.seeds))
     return 0
 
@@ -225,6 +246,7 @@ def report(found: dict[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str
                     "bits_per_byte": float(bits[name].sum(1).mean() / size.sum()),
                     "perplexity_lost": lost[name], "perplexity_lost_mean": float(np.mean(lost[name])),
                     "perplexity_lost_interval": student(lost[name]), "group": cells[0]["method"]["group"],
+                    "bits_per_weight_most": max(cell["bits"]["per_weight"] for cell in cells),
                     "cpu_seconds": float(np.mean([cell["cpu_seconds"] for cell in cells]))}
              for name, cells in found.items() if name != "full"}
     against = {f"spqr-{width} - {rival}-{width}": paired(bits[f"spqr-{width}"], bits[f"{rival}-{width}"], size)
