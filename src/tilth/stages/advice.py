@@ -87,6 +87,7 @@ def advice_lines(advice: dict[str, Any], recipe: str, stage: str) -> list[str]:
     return lines
 
 
-def tell(advice: dict[str, Any], recipe: str, stage: str) -> None:
-    for line in advice_lines(advice, recipe, stage):
+def tell(advice: dict[str, Any], stage: str) -> None:
+    """Say it as a run begins, which does not know by what name and changes its recipe was asked for."""
+    for line in advice_lines(advice, "RECIPE", stage):
         say(f"  {line}")

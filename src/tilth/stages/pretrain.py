@@ -206,7 +206,7 @@ class Pretraining:
         advice = advice_for(self.stage, self.model.config, len(self.pool.values("tokens")), lambda batch:
                             probe.seconds_per_step(batch / self.stage.length) if probe else 0.0)
         self.stage = settled(self.stage, advice)
-        tell(advice, self.context.run.name, self.context.folder.name)
+        tell(advice, self.context.folder.name)
         return advice
 
     def _plain_stream(self) -> PackedStream:
