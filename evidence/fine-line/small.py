@@ -95,10 +95,15 @@ def coherence(found: dict[str, Any]) -> dict[str, Any]:
                    if key != "tasks"} for kind in ("accuracy", "smooth")}
 
 
+def seeds(found: dict[str, Any]) -> list[int]:
+    """The seeds of which all six runs are there."""
+    return [seed for seed in SEEDS if sum(run["seed"] == seed for run in found.values()) == len(SHAPES) * len(RATES)]
+
+
 def transfer(found: dict[str, Any]) -> dict[str, Any]:
     """Gap of accuracy above chance between neighbouring sizes of one rate and seed, over pairs that share losses."""
     rows = []
-    for (rate, seed), (a, b) in product(product(RATES, SEEDS), pairwise(SHAPES)):
+    for (rate, seed), (a, b) in product(product(RATES, seeds(found)), pairwise(SHAPES)):
         runs = [f"{shape}-{rate:g}-seed-{seed}" for shape in (a, b)]
         losses = [np.array(found[run]["values"]["held_out"]) for run in runs]
         for task in ABILITIES:
@@ -119,7 +124,7 @@ def orders(found: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, dict[str, float]] = {}
     for task in [*ABILITIES, *TEXTS]:
         rows = []
-        for seed in SEEDS:
+        for seed in seeds(found):
             runs = {name: run for name, run in found.items() if run["seed"] == seed}
             final = [one.scores[-1] for one in curves(runs, "accuracy") if one.task == task]
             smooth = [one for one in curves(runs, "smooth") if one.task == task]
@@ -178,7 +183,8 @@ def main() -> int:
             return 2
         train(Path(sys.argv[1]), Path(data))
     found = read_json(HERE / "small_curves.json")
-    result = {"domain_coherence": coherence(found), "size_gap": transfer(found), "kendall_at_30_percent": orders(found),
+    found = {name: run for name, run in found.items() if run["seed"] in seeds(found)}
+    result = {"seeds": seeds(found), "domain_coherence": coherence(found), "size_gap": transfer(found), "kendall_at_30_percent": orders(found),
               "off_chance_thousands": starts(found), "forecast": forecasts(found)}
     write_json(HERE / "small.json", result)
     for name, value in result.items():
