@@ -184,7 +184,8 @@ def main() -> int:
         train(Path(sys.argv[1]), Path(data))
     found = read_json(HERE / "small_curves.json")
     found = {name: run for name, run in found.items() if run["seed"] in seeds(found)}
-    result = {"seeds": seeds(found), "domain_coherence": coherence(found), "size_gap": transfer(found), "kendall_at_30_percent": orders(found),
+    result = {"seeds": seeds(found), "domain_coherence": coherence(found), "size_gap": transfer(found),
+              "kendall_at_30_percent": orders(found),
               "off_chance_thousands": starts(found), "forecast": forecasts(found)}
     write_json(HERE / "small.json", result)
     for name, value in result.items():
