@@ -44,8 +44,9 @@ class Told(PackedStream):
         super().observe(unit_id, loss)
 
 
-def text_learner() -> Learner:
-    config = TransformerConfig(vocab_size=VOCABULARY, layers=2, width=16, heads=2, feed_forward=24, context=LENGTH)
+def text_learner(**more) -> Learner:
+    config = TransformerConfig(vocab_size=VOCABULARY, layers=2, width=16, heads=2, feed_forward=24, context=LENGTH,
+                               **more)
     return Learner(config.build().initialize(0).double(), Causal(z_loss=1e-3), flops_per_row=10.0)
 
 
@@ -72,6 +73,11 @@ def plain(**more):
     return {"optimizer": PlainSGD(lr=0.3, weight_decay=0.0), **more}
 
 
+def mixed(**more):
+    """More experts than most micro-batches ask."""
+    return {"learner": text_learner(experts={"count": 12, "active": 2, "hidden": 8, **more})}
+
+
 SCENARIOS = {
     "replicate": (ParallelSettings(), dict),
     "shard": (ParallelSettings("shard", remember="inputs"), lambda: {"background": True}),
@@ -84,6 +90,9 @@ SCENARIOS = {
     "hardest": (ParallelSettings(), lambda: plain(stream=PackedRows(), first_passes=[HardestFirst()])),
     "hardest_shard": (ParallelSettings("shard"), lambda: plain(stream=PackedRows(), first_passes=[HardestFirst()])),
     "towers": (ParallelSettings(), lambda: plain(learner=in_double(GatheredTowers()), stream=Pairs())),
+    "experts": (ParallelSettings(), mixed),
+    "experts_shard": (ParallelSettings("shard", remember="inputs"), mixed),
+    "capacity": (ParallelSettings("shard", remember="products"), lambda: mixed(capacity=1.0)),
     "resume": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),
     "again": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),  # stopped after two steps
 }

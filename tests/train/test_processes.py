@@ -35,7 +35,7 @@ def together(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     pool_stream(folder / "pool")
     launch(folder, 2, "replicate", "shard", "tensor", "context", "muon", "hardest", "hardest_shard", "towers",
-           "resume:2", "again")
+           "resume:2", "again", "experts", "experts_shard", "capacity")
     shutil.copytree(folder / "resume", folder / "half")
     launch(folder, 4, "hybrid", "tensor_shard", "context_shard", "resume")
     return folder
@@ -45,7 +45,7 @@ def together(tmp_path_factory) -> Path:
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     pool_stream(folder / "pool")
-    for name in ("replicate", "muon", "hardest", "towers"):
+    for name in ("replicate", "muon", "hardest", "towers", "experts", "capacity"):
         run(folder, name, Processes(), ALONE)
     return folder
 
@@ -60,7 +60,8 @@ def lines(folder: Path, name: str) -> list[dict]:
 
 SAME = [("replicate", "replicate"), ("shard", "replicate"), ("hybrid", "replicate"), ("tensor", "replicate"),
         ("tensor_shard", "replicate"), ("context", "replicate"), ("context_shard", "replicate"), ("muon", "muon"),
-        ("hardest", "hardest"), ("hardest_shard", "hardest"), ("towers", "towers"), ("resume", "muon")]
+        ("hardest", "hardest"), ("hardest_shard", "hardest"), ("towers", "towers"), ("resume", "muon"),
+        ("experts", "experts"), ("experts_shard", "experts"), ("capacity", "capacity")]
 
 
 @pytest.mark.parametrize(("name", "reference"), SAME)
@@ -75,6 +76,15 @@ def test_several_processes_train_as_one(together, alone, name, reference):
         for field in ("gradient_norm", "tokens", "flops", "lr"):
             assert theirs[field] == pytest.approx(ours[field], rel=1e-9), field
         assert theirs.get("padded") == pytest.approx(ours.get("padded"))
+
+
+@pytest.mark.parametrize(("name", "reference"), [("experts_shard", "experts"), ("capacity", "capacity")])
+def test_experts_are_asked_as_by_one_process(together, alone, name, reference):
+    fields = ["balance_loss", "router_z_loss", "expert_load", *(["expert_dropped"] if name == "capacity" else [])]
+    for ours, theirs in zip(lines(alone, reference), lines(together, name), strict=True):
+        for field in fields:
+            torch.testing.assert_close(torch.tensor(theirs[field]), torch.tensor(ours[field]))
+        assert torch.tensor(theirs["expert_load"]).sum(-1).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("name", ["replicate", "shard", "tensor", "hybrid", "tensor_shard", "context_shard"])
