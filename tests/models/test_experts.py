@@ -14,7 +14,9 @@ from tilth.models.experts import MixtureOfExperts
 from tilth.objectives import Causal
 from tilth.optim import Muon, group_parameters
 from tilth.precision.activations import use_mode
+from tilth.precision.calibrate import compress_model
 from tilth.recipe import BadInput, parse
+from tilth.stages.compress import method_of
 
 WIDTH = 16
 
@@ -232,6 +234,17 @@ def test_penalties_join_any_objective_once():
     assert set(loss.terms) == {"balance_loss", "router_z_loss"}
     torch.testing.assert_close(loss.figures["expert_load"].sum(-1), torch.ones(2))
     assert model.penalties() == ({}, {})
+
+
+def test_experts_are_compressed_without_calibration_only():
+    row = torch.randint(0, 50, (2, 16))
+    batch = {"tokens": row, "unit_index": torch.zeros_like(row), "positions": torch.arange(16).expand(2, 16)}
+    with pytest.raises(BadInput, match="choose rtn"):
+        compress_model(config().build().initialize(0), method_of("gptq", 4, []), [batch])
+    model = config().build().initialize(0)
+    before = model.blocks[0].feed_forward.router.weight.clone()
+    layers = compress_model(model, method_of("rtn", 4, []), [])
+    assert len(layers) == 2 * (4 + 3 * 4) and torch.equal(model.blocks[0].feed_forward.router.weight, before)
 
 
 def test_what_does_not_go_together_is_refused():
