@@ -149,9 +149,17 @@ def start_processes(device: str = "auto", tensor: int = 1, context: int = 1) -> 
     if not dist.is_initialized():
         if on_gpu:
             torch.cuda.set_device(local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=_store(rank, world), rank=rank,
+                                world_size=world)
         atexit.register(stop_processes)
     return Processes(rank, world, local_rank, tensor, context)
+
+
+def _store(rank: int, world: int) -> dist.Store:
+    """Where the processes of this start find each other. torchrun keeps one store over its restarts; without a prefix,
+    gloo would read there the addresses of processes that are gone."""
+    store, *_ = next(dist.rendezvous("env://", rank, world))
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def launched() -> tuple[int, int, int] | None:
