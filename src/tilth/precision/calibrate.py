@@ -65,7 +65,7 @@ def compress_model(model: Any, method: Method, batches: Sequence[Batch] = (),
         raise BadInput(f"The method '{method.kind}' measures the inputs of the layers: give text to calibrate on, or "
                        f"choose rtn.")
     if method.calibrated and getattr(getattr(model, "config", None), "experts", None) is not None:
-        raise BadInput(f"The method '{method.kind}' measures the inputs of each layer on every token, but an expert sees "
+        raise BadInput(f"The method '{method.kind}' measures inputs of layers on every token, but an expert sees "
                        f"only those that ask it; choose rtn for a mixture of experts.")
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
