@@ -184,8 +184,8 @@ def compress(model: Model, output: Output,
                                                              "held-out text).")] = None,
              tasks: Annotated[str, typer.Option(help="Tasks before and after, comma-separated.")] = "",
              rows: Annotated[int, typer.Option(min=1, help="Rows of calibration text.")] = 128,
-             length: Annotated[int | None, typer.Option(min=2, help="Their tokens (default: the model's context, at "
-                                                        "most 2048).")] = None,
+             length: Annotated[int | None, typer.Option(min=2, help="Their tokens (default: as in training, or else "
+                                                        "at most 2048).")] = None,
              rest: Annotated[str, typer.Option(help="Type of what is not compressed: float16, bfloat16, float32.")] =
              "float16", seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
     """Weights in 3 or 4 bits; what it takes, and scores before and after."""
@@ -274,6 +274,16 @@ def stability(recipe: RecipeName, output: Output, changes: Changes = None,
     from tilth.trial.stability import run_study
     _finish(as_json, run_study(recipe, changes or [], formats, rates, seeds, output, tolerance,
                                _hardware(device, micro_rows, workers), _command()))
+
+
+@analyze.command()
+def abilities(runs: Annotated[list[Path], typer.Argument(help="Runs that `tilth track` has measured.")],
+              domain: Annotated[list[str] | None, typer.Option(help="NAME=TASK,TASK: which tasks belong together.")] =
+              None, early: Annotated[float, typer.Option(min=0, max=1, help="Share of training that is early.")] = 0.3,
+              as_json: Json = False) -> None:
+    """Tracked runs side by side: what moves together, when abilities start, what early scores say, the loss law."""
+    from tilth.stages.track import study_runs
+    _finish(as_json, study_runs(runs, domain or [], early))
 
 
 @analyze.command()

@@ -11,7 +11,7 @@ from tilth.precision.affine import dequantize, fit, pack, packed_bytes, quantize
 from tilth.precision.gptq import solve
 from tilth.precision.hessian import Factor, Hessian, factorize
 from tilth.precision.matrix import expected_bytes, nominal_bits, smallest
-from tilth.precision.spqr import leave_one_out_gain, outlier_threshold, range_of_others, sensitivity, without_outliers
+from tilth.precision.spqr import leave_one_out_gain, outlier_threshold, range_of_others, without_outliers
 from tilth.precision.statistics import Exact, TwoLevel, second_level
 from tilth.precision.weights import GPTQ, RoundToNearest, SpQR, unit_of
 from tilth.recipe import BadInput
@@ -169,11 +169,20 @@ def test_ranges_without_one_and_means_without_outliers():
     assert without_outliers(torch.tensor([[1.0, 90, 3]]), ~likely & True | likely).tolist() == [[0, 0, 0]]
 
 
-def test_sensitivity_and_threshold_by_hand():
-    weight, back = torch.tensor([[1.0, 2], [3, 6]]), torch.tensor([[1.0, 1], [2, 6]])
-    assert sensitivity(weight, back, torch.diag(torch.tensor([0.5, 2]))).tolist() == [[0, 0.25], [1, 0]]
+def test_the_threshold_by_hand():
     # variances 2 and 8 over U^2 of 4 and 1
+    weight = torch.tensor([[1.0, 2], [3, 6]])
     assert outlier_threshold(weight, torch.tensor([2.0, 1])) == pytest.approx((2 / 4 + 8 / 1) / 2)
+    assert outlier_threshold(weight[:1], torch.tensor([2.0, 1])) == 0
+
+
+def test_the_first_columns_sensitivity_is_the_papers():
+    """(w - q)^2 / U_11^2 = (w - q)^2 / [H^-1]_11, and H = 2 X X^T here."""
+    _, x = layer()
+    hessian = Hessian(64)
+    hessian.add(x, 1)
+    found = factorize(hessian.matrix, 0.0, act_order=False).upper[0, 0] ** 2
+    assert float(found) == pytest.approx(float(torch.linalg.inv((x.T @ x).double())[0, 0]) / 2, rel=1e-3)
 
 
 def test_second_level_statistics_err_by_half_a_step_at_most():

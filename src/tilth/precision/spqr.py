@@ -1,19 +1,15 @@
 """Which weights SpQR keeps in 16 bits (Dettmers et al. 2023, https://arxiv.org/abs/2306.03078, section 4).
 
 Shapes: O output features, I input features, g columns of a group. `diagonal` holds U_jj of the upper Cholesky factor
-of H^-1: the squared error (w - decoded)^2 / U_jj^2 is what rounding w costs at the output once the columns that are
-left have made up for it as well as they can.
+of H^-1. The sensitivity of a weight is (w - decoded)^2 / U_jj^2: what rounding it costs at the output once the columns
+that are left have made up for it as well as they can. (The paper's equation 2 has 2 [(X X^T)^-1]_jj below, as if all
+other columns were left; for the first column the two are the same.)
 """
 
 import torch
 from torch import Tensor
 
 from tilth.precision.affine import dequantize, fit, quantize
-
-
-def sensitivity(weight: Tensor, decoded: Tensor, inverse: Tensor) -> Tensor:
-    """s_ij = (w_ij - decoded_ij)^2 / (2 [(X X^T)^-1]_jj), (O, I): the paper's equation 2. inverse: (I, I)."""
-    return (weight - decoded).square() / (2 * inverse.diagonal())
 
 
 def outlier_threshold(weight: Tensor, diagonal: Tensor) -> float:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -58,8 +58,9 @@ class CompressStage(Stage):
         pool_folder = context.input(trained["input"])
         batches = draw_batches(Pool.open(pool_folder), self.rows, self.length or trained["length"], context.seed)
         held_out = Pool.open(pool_folder / "held_out") if (pool_folder / "held_out").exists() else None
+        evaluation = self.evaluation.model_copy(update={"length": self.evaluation.length or trained["length"]})
         report = compress_and_measure(model, tokenizer, self.method, batches, context.folder / "compressed", self.rest,
-                                      self.evaluation, held_out)
+                                      evaluation, held_out)
         write_json(context.folder / "results.json", report)
         return {"folder": "compressed", "bits": report["bits"]["per_weight"],
                 "bits_per_byte": {side: report[side].get("held_out", {}).get("bits_per_byte", {}).get("value")
@@ -134,7 +135,7 @@ def compress_folder(path: Path, output: Path, method: Method, calibration: Seque
     if compressed_layers(model):
         raise BadInput(f"{folder} is compressed already; compress the model that it was made from.")
     model.to(pick_device(device))
-    known = pools_of(folder)
+    known = run_of(folder)
     with ExitStack() as stack:
         def place() -> Path:
             return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tilth-")))
@@ -146,14 +147,14 @@ def compress_folder(path: Path, output: Path, method: Method, calibration: Seque
                            f"them out of one of the two.")
         batches: list[Batch] = []
         if method.calibrated:
-            pool = tokenize_texts(calibrating, tokenizer, place()) if calibrating else known.get("training")
+            pool = tokenize_texts(calibrating, tokenizer, place()) if calibrating else known.training
             if pool is None:
                 raise BadInput(f"{path} does not belong to a run with a training pool: name text to calibrate on with "
                                f"--calibration FILE (not the text that you measure on), or choose --method rtn.")
-            batches = draw_batches(pool, rows, min(length or 2048, model.config.context), seed)
-        held_out = tokenize_texts(texts, tokenizer, place()) if texts else known.get("held_out")
+            batches = draw_batches(pool, rows, min(length or known.length or 2048, model.config.context), seed)
+        held_out = tokenize_texts(texts, tokenizer, place()) if texts else known.held_out
         report = compress_and_measure(model, tokenizer, method, batches, output, rest, EvaluateConfig(
-            tasks=named_tasks(tasks), rivals=False), held_out, texts or None)
+            tasks=named_tasks(tasks), rivals=False, length=known.length), held_out, texts or None)
     write_json(output / "results.json", report)
     return report
 
@@ -162,16 +163,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 
-def pools_of(model_folder: Path) -> dict[str, Pool]:
-    """The training pool and the held-out pool of the run that a model folder stands in, where it does."""
+@dataclass(frozen=True)
+class KnownRun:
+    """What a run says about the text of its model: pools, and the positions of a row in training."""
+
+    training: Pool | None = None
+    held_out: Pool | None = None
+    length: int | None = None
+
+
+def run_of(model_folder: Path) -> KnownRun:
+    """The run that a model folder stands in; all None where it stands alone."""
     stage = model_folder.parent
-    manifest = read_json(stage / "manifest.json") if (stage / "manifest.json").is_file() else {}
-    source = manifest.get("fields", {}).get("input")
-    if not source or not (stage.parent / source / "fields").is_dir():
-        return {}
-    folder = stage.parent / source
-    found = {"training": Pool.open(folder)}
-    return found | ({"held_out": Pool.open(folder / "held_out")} if (folder / "held_out").is_dir() else {})
+    fields = read_json(stage / "manifest.json").get("fields", {}) if (stage / "manifest.json").is_file() else {}
+    folder = stage.parent / str(fields.get("input"))
+    if fields.get("kind") != "pretrain" or not (folder / "fields").is_dir():
+        return KnownRun()
+    held_out = folder / "held_out"
+    return KnownRun(Pool.open(folder), Pool.open(held_out) if held_out.is_dir() else None, fields["length"])
 
 
 def method_of(kind: str, bits: int, changes: Sequence[str]) -> Method:
