@@ -11,6 +11,7 @@ from typing import Any
 
 from tilth.data.pool import Pool
 from tilth.evaluate import EvaluateConfig, measure
+from tilth.evaluate.tracking.study import lines, study
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
@@ -121,6 +122,20 @@ def track_run(folder: Path, tasks: Sequence[str], history: Sequence[Path], watch
     return tracking
 
 
+def study_runs(runs: Sequence[Path], domains: Sequence[str], early: float) -> dict[str, Any]:
+    """Several tracked runs side by side (tilth.evaluate.tracking.study); domains: `NAME=TASK,TASK`."""
+    known: dict[str, str] = {}
+    for text in domains:
+        name, equals, tasks = text.partition("=")
+        if not (name and equals and tasks):
+            raise BadInput(f"--domain is '{text}'; give NAME=TASK,TASK, such as science=arc_easy,sciq.")
+        known |= dict.fromkeys(tasks.split(","), name)
+    found = study({str(run): _read(run) for run in runs}, known, early)
+    for line in lines(found):
+        say(line)
+    return found
+
+
 def forecast_lines(tracking: dict[str, Any]) -> list[str]:
     """The newest forecast, a line a task."""
     if not tracking["forecasts"]:
@@ -161,7 +176,7 @@ def _config(recipe: Recipe, tasks: Sequence[str], limit: int | None) -> Evaluate
 def _read(path: Path) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     if not file.exists():
-        raise BadInput(f"{path} has no {FILE}: run `tilth track {path}` on it first, then it can serve as history.")
+        raise BadInput(f"{path} has no {FILE}: run `tilth track {path}` on it first.")
     return read_json(file)
 
 
