@@ -1,4 +1,4 @@
-"""The input that looks at what it finds: JSON lines, Parquet, text files, or a saved dataset."""
+"""The input that looks at what it finds: JSON lines, Parquet, web archives, text files, or a saved dataset."""
 
 import os
 from collections import Counter
@@ -7,16 +7,18 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from tilth.data import dataset, jsonl, locations, text_files
+from tilth.data import dataset, jsonl, locations, text_files, warc
 from tilth.data.dataset import DatasetInput
 from tilth.data.inputs import Input
 from tilth.data.jsonl import JsonlInput
 from tilth.data.parquet import ParquetInput
 from tilth.data.records import Quarantine
 from tilth.data.text_files import FilesInput
+from tilth.data.warc import WarcInput
 from tilth.recipe import BadInput
 
-READERS: dict[str, type[Input]] = {"jsonl": JsonlInput, "parquet": ParquetInput, "files": FilesInput}
+READERS: dict[str, type[Input]] = {"jsonl": JsonlInput, "parquet": ParquetInput, "files": FilesInput,
+                                   "warc": WarcInput}
 TOKENIZED = (".npy", ".bin", ".idx")
 
 
@@ -27,6 +29,8 @@ def kind_of(path: str) -> str | None:
         return "jsonl"
     if low.endswith(".parquet"):
         return "parquet"
+    if low.endswith(warc.SUFFIXES):
+        return "warc"
     return "files" if low.endswith(text_files.SUFFIXES) else None
 
 
@@ -42,7 +46,7 @@ class AutoInput(Input):
         found = locations.expand(self.path)
         named = len(found) == 1 and not locations.is_folder(self.path)
         kinds = {path: kind_of(path) for path in found if named or ".json" not in path.lower().replace(".jsonl", "")}
-        records = [path for path, kind in kinds.items() if kind in ("jsonl", "parquet")]
+        records = [path for path, kind in kinds.items() if kind in ("jsonl", "parquet", "warc")]
         chosen = records or [path for path, kind in kinds.items() if kind == "files"]
         if not chosen:
             raise self._nothing(found)
@@ -70,5 +74,5 @@ class AutoInput(Input):
                             f"them to the tokenize stage.")
         seen = ", ".join(f"{count} x {ending}" for ending, count in endings.most_common(5))
         return BadInput(f"{self.path} holds no file that a reader knows (found {seen}). Known are .jsonl, .ndjson "
-                        f"(also .gz, .zst), .parquet, {', '.join(text_files.SUFFIXES)} "
+                        f"(also .gz, .zst), .parquet, .warc, .wet, {', '.join(text_files.SUFFIXES)} "
                         f"and saved datasets; or set `kind`.")

@@ -6,22 +6,25 @@ become lines. It does not tell an article from the menu around it; a main-conten
 
 import codecs
 import io
+import json
 import tokenize
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 from tilth.data import locations
 from tilth.data.inputs import EMPTY, Input
 from tilth.data.records import Quarantine, Record
 
-SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".py")
+SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".py", ".ipynb")
 BLOCKS = {"p", "div", "br", "li", "ul", "ol", "tr", "table", "section", "article", "header", "footer", "pre", "hr",
           "blockquote", "title", "h1", "h2", "h3", "h4", "h5", "h6", "dt", "dd", "dl", "main", "nav", "aside"}
 SILENT = {"script", "style", "template", "noscript"}
 
 
 class FilesInput(Input):
-    """A folder, glob or file of .txt, .md, .rst, .html and .py, UTF-8 (Python: by its coding line)."""
+    """A folder, glob or file of .txt, .md, .rst, .html, .py and .ipynb, UTF-8 (Python: by its coding line). Of a
+    notebook: its Markdown, and its code between fences; outputs and pictures stay behind."""
 
     kind: str = "files"
 
@@ -39,6 +42,11 @@ class FilesInput(Input):
             return self.bad(quarantine, path, f"not decodable: {error}", record=name)
         if path.lower().endswith((".html", ".htm")):
             text = html_text(text)
+        if path.lower().endswith(".ipynb"):
+            try:
+                text = notebook_text(text)
+            except ValueError as error:
+                return self.bad(quarantine, path, f"not a notebook: {error}", record=name)
         if not text:
             return quarantine.add(path, EMPTY, record=name)
         record = self.make_record({}, text, name, self.default_source(), None)
@@ -70,6 +78,28 @@ def _decode_as(content: bytes, encoding: str) -> str:
         raise ValueError(f"invalid {encoding} at byte {error.start}") from error
     except (UnicodeError, LookupError) as error:  # a coding line may name a codec that is no text encoding
         raise ValueError(f"{encoding}: {error}") from error
+
+
+def notebook_text(content: str) -> str:
+    """The text of a Jupyter notebook (nbformat 3 or 4), cells in order; ValueError where it is none."""
+    notebook = json.loads(content)
+    sheets = notebook.get("worksheets", [notebook]) if isinstance(notebook, dict) else None
+    if not isinstance(sheets, list) or not all(isinstance(one, dict) and isinstance(one.get("cells"), list)
+                                               for one in sheets):
+        raise ValueError("no list of cells")
+    about = notebook.get("metadata")
+    kernel = about.get("language_info") if isinstance(about, dict) else None
+    language = kernel.get("name", "") if isinstance(kernel, dict) else ""
+    return "\n\n".join(part for sheet in sheets for cell in sheet["cells"] if (part := _cell(cell, language)))
+
+
+def _cell(cell: Any, language: str) -> str:
+    source = cell.get("source", cell.get("input", "")) if isinstance(cell, dict) else ""
+    text = source if isinstance(source, str) else "".join(line for line in source if isinstance(line, str)) if (
+        isinstance(source, list)) else ""
+    if not text.strip():
+        return ""
+    return f"```{language}\n{text}\n```" if cell.get("cell_type") == "code" else text
 
 
 class _TextOnly(HTMLParser):
