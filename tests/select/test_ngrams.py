@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tilth.select.ngrams import CHUNK_TOKENS, NGrams, conjugate_gradients, fit_logistic, fit_ridge
+from tilth.curate.linear import conjugate_gradients, fit_logistic, fit_ridge
+from tilth.select.ngrams import CHUNK_TOKENS, NGrams
 from tilth.select.reference import TokenArrays
 from tilth.select.statistics import spearman
 

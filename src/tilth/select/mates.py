@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from tilth.curate.linear import Bags, Linear, fit_ridge
 from tilth.data.packing import pack
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput
 from tilth.select.drawing import gumbel_top_k, selectivity, standardised
-from tilth.select.ngrams import Bags, Linear, NGrams, fit_ridge
+from tilth.select.ngrams import NGrams
 from tilth.select.probe import Order
 from tilth.select.protocols import Plan, Selector, SelectorConfig
 from tilth.select.reference import Reference, held_back

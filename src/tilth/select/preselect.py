@@ -19,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from tilth.curate.linear import Linear, fit_logistic
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput
 from tilth.select.drawing import described, size_threshold
-from tilth.select.ngrams import Linear, NGrams, fit_logistic
+from tilth.select.ngrams import NGrams
 from tilth.select.protocols import Selector, SelectorConfig
 from tilth.select.scored import ByScore
 

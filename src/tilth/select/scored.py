@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from tilth.curate.linear import Linear, fit_logistic
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput
 from tilth.select.drawing import described, gumbel_top_k, size_threshold, standardised
-from tilth.select.ngrams import Linear, NGrams, fit_logistic
+from tilth.select.ngrams import NGrams
 from tilth.select.protocols import Plan, Selector, SelectorConfig
 from tilth.select.reference import Reference, TokenArrays, read_texts, tokenized
 from tilth.select.selectors import Chosen
