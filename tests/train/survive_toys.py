@@ -68,7 +68,7 @@ def state_at(step: int, rank: int = 0, size: int = 1000) -> dict:
     return {"at": {"step": step, "seconds": step / 3 + rank / 7}, "learner": {
         "weights": weights, "half": weights[:17].bfloat16(), "count": torch.tensor(step), "flags": weights[:5] > 0},
         "optimizers": {"main": {"state": {0: {"exp_avg": weights.flip(0), "step": torch.tensor(float(step))}}}},
-        "torch_rng": torch.arange(step % 7, step % 7 + 100).to(torch.uint8), "empty": torch.empty(0, 3)}
+        "torch_rng": torch.arange(step + rank, step + rank + 100).to(torch.uint8), "empty": torch.empty(0, 3)}
 
 
 def equal(one, other) -> bool:
@@ -85,8 +85,13 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def snapshots_of(seat, folder: Path, stays=lambda tensor: False, **fields) -> Snapshots:
-    return Snapshots(Survive(**{**QUICK, **fields}), seat, folder, {"recipe": 1}, stays)
+def snapshots_of(seat, folder: Path, stays=lambda tensor: False, recipe=1, **fields) -> Snapshots:
+    """Tensors of more than 100 numbers are shared by all ranks, smaller ones are each rank's own."""
+    return Snapshots(Survive(**{**QUICK, **fields}), seat, folder, {"recipe": recipe}, stays, is_shared)
+
+
+def is_shared(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 100
 
 
 def restore(snapshots: Snapshots, checkpoint=None):

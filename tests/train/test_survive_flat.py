@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from survive_toys import equal, raw, state_at
+from survive_toys import equal, is_shared, raw, state_at
 
 from tilth.train.survive.flat import flatten, share, unflatten, write_head
 
@@ -23,7 +23,7 @@ def copied(flat) -> np.ndarray:
 
 @pytest.mark.parametrize("members", [1, 2, 3, 4, 8])
 def test_every_member_gets_its_own_state_back(members):
-    shards = [copied(flatten(state_at(5, member), member, members)) for member in range(members)]
+    shards = [copied(flatten(state_at(5, member), member, members, shared=is_shared)) for member in range(members)]
     for member in range(members):
         assert equal(unflatten(shards, member), state_at(5, member))
 

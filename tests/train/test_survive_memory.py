@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from survive_toys import (
-    QUICK,
     alive,
     ask,
     crash,
     equal,
     flip_byte,
+    is_shared,
     lose_machine,
     restore,
     snapshots_of,
@@ -34,7 +34,6 @@ from tilth.train.survive.flat import flatten
 from tilth.train.survive.members import Survive
 from tilth.train.survive.region import PAGE, Region
 from tilth.train.survive.slots import Status
-from tilth.train.survive.snapshots import Snapshots
 from tilth.train.survive.wire import Client, Refused
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="regions are files of Linux's /dev/shm")
@@ -266,8 +265,8 @@ def write_until(snapshots, step: int, bucket: int) -> int:
     rank, world = snapshots.members.exchange.rank, snapshots.members.exchange.world
     snapshots.copier.before_bucket = before
     with contextlib.suppress(Killed):
-        snapshots.copier._copy(snapshots.members.client, flatten(state_at(step, rank), rank, world), step,
-                               snapshots.members.incarnation, None)
+        flat = flatten(state_at(step, rank), rank, world, shared=is_shared)
+        snapshots.copier._copy(snapshots.members.client, flat, step, snapshots.members.incarnation, None)
     return len(begun)
 
 
@@ -372,7 +371,7 @@ def test_snapshots_of_another_recipe_are_not_used(tmp_path):
         restore(snapshots)
         take(snapshots, 10)
         crash(snapshots)
-        other = Snapshots(Survive(**QUICK), seat, tmp_path, {"recipe": 2}, lambda tensor: False)
+        other = snapshots_of(seat, tmp_path, recipe=2)
         assert restore(other) is None
         other.close(over=True)
 

@@ -1,8 +1,9 @@
 """A full training state as one run of bytes, cut into shards: what a snapshot copies and a recovery puts together.
 
 A shard is: 8 bytes, the length of the head; the head, JSON with the tree of the state (as in a checkpoint) and the
-place of every tensor; the member's range of the tensors' bytes. Where each process holds the whole state, member i of n
-takes the i-th n-th of the bytes, so that each copies 1/n; where the state is spread over processes, each takes its own.
+place of every tensor; the tensors that are this rank's own (its random state, its part of what is spread over
+processes); its range of the bytes of the tensors that all ranks share. Of these, rank i of n takes the i-th n-th, so
+that each copies 1/n of the parameters and moments.
 """
 
 import json
@@ -33,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Flat:
-    """One member's shard, not yet copied. size: bytes of the shard; pieces refer to live tensors where those do not
+    """One rank's shard, not yet copied. size: bytes of the shard; pieces refer to live tensors where those do not
     change before the fence, and to copies of all others."""
 
     head: bytes
@@ -50,41 +51,47 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def share(total: int, member: int, members: int) -> tuple[int, int]:
-    """[begin, end) of a member's share of `total` bytes; aligned, so that all but the last are equally long."""
-    each = _aligned(-(-total // members))
-    return min(member * each, total), min((member + 1) * each, total)
+def share(total: int, rank: int, world: int) -> tuple[int, int]:
+    """[begin, end) of a rank's share of `total` bytes; aligned, so that all but the last are equally long."""
+    each = _aligned(-(-total // world))
+    return min(rank * each, total), min((rank + 1) * each, total)
 
 
-def flatten(state: Any, member: int, members: int, stays: Callable[[Tensor], bool] = lambda tensor: False) -> Flat:
-    """The shard of `member`. stays: whether a tensor keeps its values until the fence; others are copied here and now.
+def flatten(state: Any, rank: int, world: int, stays: Callable[[Tensor], bool] = lambda tensor: False,
+            shared: Callable[[Tensor], bool] = lambda tensor: True) -> Flat:
+    """The shard of `rank`. stays: whether a tensor keeps its values until the fence; others are copied here and now;
+    shared: whether it is the same on every rank; what is spread over processes never is.
 
     Raises TypeError where the state holds what a checkpoint could not hold either.
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(state, tensors, {}, take=lambda tensor: tensor.detach())
-    spread = any(map(is_spread, tensors.values()))
-    table: list[tuple[str, str, list[int], int, int, list[int] | None]] = []
-    at = 0
+    table: list[tuple[str, str, list[int], int, int, bool, list[int] | None]] = []
+    ends = {True: 0, False: 0}  # of the shared tensors and of this rank's own
     for name, tensor in tensors.items():
-        part = local(tensor)
-        size = part.numel() * part.element_size()
-        table.append((name, str(part.dtype).removeprefix("torch."), list(part.shape), at, size,
-                      list(tensor.shape) if is_spread(tensor) else None))
-        at += _aligned(size)
-    begin, end = (0, at) if spread else share(at, member, members)
-    head = json.dumps({"tree": tree, "tensors": table, "total": at, "begin": begin, "end": end, "spread": spread,
-                       "table": zlib.crc32(repr(table).encode())}).encode()
+        part, spread = local(tensor), is_spread(tensor)
+        size, common = part.numel() * part.element_size(), not spread and shared(tensor)
+        table.append((name, str(part.dtype).removeprefix("torch."), list(part.shape), ends[common], size, common,
+                      list(tensor.shape) if spread else None))
+        ends[common] += _aligned(size)
+    begin, end = share(ends[True], rank, world)
+    common_table = [entry for entry in table if entry[5]]
+    head = json.dumps({"tree": tree, "tensors": table, "own": ends[False], "total": ends[True], "begin": begin,
+                       "end": end, "table": zlib.crc32(repr(common_table).encode())}).encode()
     start = _aligned(LENGTH + len(head))
     pieces = []
-    for (_, _, _, place, size, _), tensor in zip(table, tensors.values(), strict=True):
-        low, high = max(place, begin), min(place + size, end)
+    for (_, _, _, place, size, common, _), tensor in zip(table, tensors.values(), strict=True):
+        low, high = (max(place, begin), min(place + size, end)) if common else (place, place + size)
         if low < high:
-            part = local(tensor)
-            flat = part.contiguous().reshape(-1).view(torch.uint8)[low - place:high - place]
-            fresh = not part.is_contiguous()
-            pieces.append(Piece(flat if fresh or stays(part) else flat.clone(), start + low - begin))
-    return Flat(head, pieces, start + end - begin)
+            at = start + (ends[False] + low - begin if common else low)
+            pieces.append(Piece(_bytes_of(local(tensor), stays)[low - place:high - place], at))
+    return Flat(head, pieces, start + ends[False] + end - begin)
+
+
+def _bytes_of(tensor: Tensor, stays: Callable[[Tensor], bool]) -> Tensor:
+    """uint8 (bytes,): of the tensor itself where it stays as it is, of a copy otherwise."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return flat if stays(tensor) or not tensor.is_contiguous() else flat.clone()
 
 
 def write_head(flat: Flat, target: np.ndarray) -> None:
@@ -95,43 +102,41 @@ def write_head(flat: Flat, target: np.ndarray) -> None:
 
 
 def head_of(shard: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """(the head of a shard, its range of the tensors' bytes)."""
+    """(the head of a shard, the bytes of its tensors: its own, then its range of the shared ones)."""
     length = int(shard[:LENGTH].view(np.int64)[0])
     return json.loads(shard[LENGTH:LENGTH + length].tobytes()), shard[_aligned(LENGTH + length):]
 
 
-def is_spread_shard(shard: np.ndarray) -> bool:
-    """Whether this shard is a rank's own part of a state that is spread over processes."""
-    return bool(head_of(shard)[0]["spread"])
+def stands_alone(shard: np.ndarray) -> bool:
+    """Whether this shard shares nothing with others, as where the whole state is spread over processes."""
+    return head_of(shard)[0]["total"] == 0
 
 
 def unflatten(shards: Sequence[np.ndarray], own: int, layout: dict[str, Tensor] | None = None,
               path_of: Callable[[str], str] = lambda name: name) -> Any:
-    """The state that member `own` had, from the shards of all members in order (from its own alone if spread).
+    """The state that rank `own` had, from the shards of all ranks in order (its own alone, if that stands alone).
 
     layout, path_of: as for checkpoints, how tensors that are spread are spread. Raises ValueError where the shards are
     not of one state.
     """
     heads = [head_of(shard) for shard in shards]
-    head = heads[own][0]
-    if head["spread"]:
-        whole = heads[own][1]
-    else:
-        whole = np.empty(head["total"], np.uint8)
-        reached = 0
-        for other, part in heads:
-            if other["begin"] != reached or other["table"] != head["table"]:
-                raise ValueError("these shards do not belong to one state")
-            whole[other["begin"]:other["end"]] = part[:other["end"] - other["begin"]]
-            reached = other["end"]
-        if reached != head["total"]:
-            raise ValueError("these shards are not all of a state")
-    tensors = {name: _tensor(whole, entry, (layout or {}).get(path_of(name))) for name, *entry in head["tensors"]}
+    head, mine = heads[own]
+    common = np.empty(head["total"], np.uint8)
+    reached = 0
+    for other, part in heads:
+        if other["begin"] != reached or other["table"] != head["table"]:
+            raise ValueError("these shards do not belong to one state")
+        reached = other["end"]
+        common[other["begin"]:reached] = part[other["own"]:other["own"] + reached - other["begin"]]
+    if reached != head["total"]:
+        raise ValueError("these shards are not all of a state")
+    tensors = {name: _tensor(common if shared else mine, entry, spread, (layout or {}).get(path_of(name)))
+               for name, *entry, shared, spread in head["tensors"]}
     return decode(head["tree"], tensors)
 
 
-def _tensor(whole: np.ndarray, entry: list[Any], model: Tensor | None) -> Tensor:
-    dtype, shape, at, size, spread = entry
+def _tensor(whole: np.ndarray, entry: list[Any], spread: list[int] | None, model: Tensor | None) -> Tensor:
+    dtype, shape, at, size = entry
     tensor = torch.empty(shape, dtype=getattr(torch, dtype))
     if size:
         tensor.reshape(-1).view(torch.uint8).numpy()[:] = whole[at:at + size]

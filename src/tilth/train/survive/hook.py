@@ -27,8 +27,10 @@ class Surviving:
     def __init__(self, settings: Survive, loop: Loop, folder: Path):
         self.settings, self.loop = settings, loop
         self.snapshots = Snapshots(settings, OfProcesses(loop.processes), folder, loop.checkpoints.identity,
-                                   self._stays)
-        self._live: set[int] = set()
+                                   lambda tensor: tensor.data_ptr() in self._moving,
+                                   lambda tensor: tensor.data_ptr() in self._shared)
+        self._moving: set[int] = set()
+        self._shared: set[int] = set()
         loop.newest = self.newest
         loop.hooks.append(Every(1, self.after_step))
         loop.fences.append(self.snapshots.fence)
@@ -44,11 +46,10 @@ class Surviving:
         """The last of the hooks, so that what the others wrote of this step is in the metrics."""
         self.snapshots.beat(loop.at.step)
         if loop.at.step % self.settings.snapshot_steps == 0 and loop.at.step < loop.settings.steps:
-            self._live = live_pointers(loop)
+            self._moving = moved_by_optimizers(loop)
+            frozen = {parameter.data_ptr() for parameter in map(local, loop.learner.modules.parameters())}
+            self._shared = self._moving | frozen
             self.snapshots.begin(loop.at.step, loop.state())
-
-    def _stays(self, tensor: Tensor) -> bool:
-        return tensor.data_ptr() in self._live
 
     def __enter__(self) -> "Surviving":
         return self
@@ -58,8 +59,9 @@ class Surviving:
         self.snapshots.close(over=kind is None or issubclass(kind, Interrupted))
 
 
-def live_pointers(loop: Loop) -> set[int]:
-    """Addresses of the parameters and moments that nothing but an optimizer's step changes: fences stand before it."""
+def moved_by_optimizers(loop: Loop) -> set[int]:
+    """Addresses of the parameters and moments that only an optimizer's step changes, behind the fence. They and the
+    other parameters are the same on every rank; buffers, queues and random states need not be."""
     found = set()
     for name, optimizer in loop.optimizers.items():
         for _, part in parts_of(optimizer, name):

@@ -10,7 +10,7 @@ from torch import Tensor
 from tilth.recipe.console import duration
 from tilth.recipe.errors import BadInput
 from tilth.train.survive import persisted
-from tilth.train.survive.flat import is_spread_shard, unflatten
+from tilth.train.survive.flat import stands_alone, unflatten
 from tilth.train.survive.members import Members
 from tilth.train.survive.parity import TooFewShards
 from tilth.train.survive.recovery import Choice, choose, fetch, holdings_of
@@ -98,7 +98,7 @@ class Restoring:
     def _load(self, choice: Choice) -> Any:
         members, rank = self.members, self.exchange.rank
         self._own = fetch(choice, members.groups, members.code, [rank], members.client)[rank]
-        if is_spread_shard(self._own):
+        if stands_alone(self._own):
             return unflatten([self._own], 0, self.layout, self.path_of)
         others = [one for one in range(self.exchange.world) if one != rank]
         shards = fetch(choice, members.groups, members.code, others, members.client) | {rank: self._own}
@@ -113,7 +113,7 @@ class Restoring:
             return None, 0
         try:
             own = persisted.read(folder / persisted.name_of(step, rank))[1]
-            if is_spread_shard(own):
+            if stands_alone(own):
                 return unflatten([own], 0, self.layout, self.path_of), step
             shards = [persisted.read(folder / persisted.name_of(step, one))[1] for one in range(world)]
         except OSError as error:

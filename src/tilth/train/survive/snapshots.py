@@ -27,12 +27,12 @@ class Snapshots:
 
     folder: of the stage: the mark of a run that is not over, the log of recoveries, the stacks of hangs, shards on
     disk; identity: JSON of what makes two runs the same; stays: whether a tensor keeps its values from `begin` to
-    `fence`.
+    `fence`; shared: whether it is the same on every rank.
     """
 
     def __init__(self, settings: Survive, exchange: Exchange, folder: Path, identity: Any,
-                 stays: Callable[[Tensor], bool]):
-        self.settings, self.folder, self.stays = settings, folder, stays
+                 stays: Callable[[Tensor], bool], shared: Callable[[Tensor], bool]):
+        self.settings, self.folder, self.stays, self.shared = settings, folder, stays, shared
         # The watchdog first: from here on, waiting for others can last for ever.
         self.watchdog = Watchdog(folder / "stacks", exchange.rank, settings.hang_seconds) if (
             settings.hang_seconds) else None
@@ -58,7 +58,7 @@ class Snapshots:
         self.fence()
         start = time.perf_counter()
         exchange = self.members.exchange
-        flat = flatten(state, exchange.rank, exchange.world, self.stays)
+        flat = flatten(state, exchange.rank, exchange.world, self.stays, self.shared)
         self.copier.submit(self.members.client, flat, step, self.members.incarnation)
         self.taken += 1
         self.seconds += time.perf_counter() - start
@@ -74,10 +74,11 @@ class Snapshots:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """One snapshot less, said aloud; the one before it is still whole. Without room for the first there will never
-        be one: that is an error of the recipe."""
+        """One snapshot less, said aloud; the one before it is still whole. Without room for the first of a run there
+        will never be one: that is an error of the recipe."""
         self.missed += 1
-        if isinstance(error, Refused) and error.kind == "room" and self.missed == self.taken:
+        first = self.missed == self.taken and not self.members.resumed
+        if isinstance(error, Refused) and error.kind == "room" and first:
             raise BadInput(str(error)) from error
         say(f"  a snapshot was not taken: {error}")
         if isinstance(error, OSError | EOFError):
