@@ -134,13 +134,14 @@ def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files o
              data: Annotated[list[Path] | None, typer.Option(help="Text to score as bits per byte.")] = None,
              output: Annotated[Path | None, typer.Option("--output", "-o", help="Write results.json here.")] = None,
              limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, at most.")] = None,
+             dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
              against: Annotated[Path | None, typer.Option(help="Another model: paired differences on the same "
                                                           "questions.")] = None,
              workers: Workers = 1, device: Device = "auto", as_json: Json = False) -> None:
     """Bits per byte of text beside compressors, and tasks by log-likelihood, with standard errors."""
     from tilth.stages.commands import evaluate_model_on
     _finish(as_json, evaluate_model_on(model, [task for task in tasks.split(",") if task], data or [], output, device,
-                                       limit, workers, against))
+                                       limit, workers, against, dtype))
 
 
 @app.command()
@@ -310,6 +311,14 @@ def chaos(recipe: RecipeName, changes: Changes = None,
     """Train under torchrun, break things at random moments, prove that nothing came out differently."""
     from tilth.trial.chaos import run_chaos
     _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed))
+
+
+@app.command()
+def doctor(clean: Annotated[bool, typer.Option("--clean", help="Remove what no worker uses.")] = False,
+           as_json: Json = False) -> None:
+    """Snapshot managers on this machine, and what runs that crashed have left of them."""
+    from tilth.stages.doctor import doctor as look
+    _finish(as_json, look(clean))
 
 
 @app.command()

@@ -76,25 +76,27 @@ def tokenize_inputs(inputs: Sequence[Path], output: Path, tokenizer: Path | None
 
 
 def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], output: Path | None, device: str,
-                      limit: int | None = None, workers: int = 1, against: Path | None = None) -> dict[str, Any]:
+                      limit: int | None = None, workers: int = 1, against: Path | None = None,
+                      dtype: str = "float32") -> dict[str, Any]:
     """Score a model on text files (any input) and tasks (kinds, or task files), beside another model if one is named:
     the result then is `{"results", "other", "paired"}`."""
+    from tilth.evaluate import EvaluateConfig
     from tilth.evaluate.paired import paired, rows
     from tilth.report import text_table
     from tilth.stages.evaluate import verdict
     if not data and not tasks:
         raise BadInput("Nothing to measure: name text with --data FILE, or tasks with --tasks A,B.")
-    asked = named_tasks(tasks)
+    config = parse(EvaluateConfig, {"dtype": dtype}, "evaluate").model_copy(update={"tasks": named_tasks(tasks)})
     if limit:
-        asked = [task.model_copy(update={"limit": limit}) for task in asked]
+        config.tasks = [task.model_copy(update={"limit": limit}) for task in config.tasks]
     texts = [text for one in data for text in read_texts(one)]
-    found = _measured(path, asked, texts, device, workers)
+    found = _measured(path, config, texts, device, workers)
     for line in verdict(found.results):
         say(line)
     result: dict[str, Any] = found.results
     if against is not None:
         say(f"{against}, the same questions:")
-        other = _measured(against, asked, texts, device, workers)
+        other = _measured(against, config, texts, device, workers)
         difference = paired(found, other)
         print(text_table(rows(difference), ["task", "metric", "difference", "95 % interval", "n"]))
         result = {"results": found.results, "other": other.results, "paired": difference}
@@ -104,16 +106,16 @@ def evaluate_model_on(path: Path, tasks: Sequence[str], data: Sequence[Path], ou
     return result
 
 
-def _measured(path: Path, tasks: list[Any], texts: list[str], device: str, workers: int) -> Any:
+def _measured(path: Path, config: Any, texts: list[str], device: str, workers: int) -> Any:
     """The Evaluation of the model in `path`."""
-    from tilth.evaluate import EvaluateConfig, measure
+    from tilth.evaluate import measure
     from tilth.stages.model_folder import load_model
     from tilth.train.device import pick_device
     model, tokenizer = load_model(path)
     model.to(pick_device(device))
     with tempfile.TemporaryDirectory(prefix="tilth-") as folder:
         pool = tokenize_texts(texts, tokenizer, Path(folder)) if texts else None
-        return measure(model, tokenizer, length=model.config.context, config=EvaluateConfig(tasks=tasks), held_out=pool,
+        return measure(model, tokenizer, length=model.config.context, config=config, held_out=pool,
                        held_out_texts=texts or None, workers=workers)
 
 
