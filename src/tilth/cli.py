@@ -145,6 +145,13 @@ def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files o
 
 
 @app.command()
+def dolma(run: Annotated[Path, typer.Argument(help="A run's folder.")], output: Output, as_json: Json = False) -> None:
+    """A run's corpus in Dolma's layout: documents, attributes beside them, token files."""
+    from tilth.stages.commands import export_dolma
+    _finish(as_json, export_dolma(run, output))
+
+
+@app.command()
 def track(run: Annotated[Path, typer.Argument(help="A run's folder, finished or still training.")],
           tasks: Annotated[str, typer.Option(help="Tasks in place of the recipe's, comma-separated.")] = "",
           history: Annotated[list[Path] | None, typer.Option(help="Finished, tracked runs to forecast from.")] = None,

@@ -153,6 +153,7 @@ ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default
     "chinese": "tilth.curate.sets.chinese:ChineseMeasures",
     "chinese_word_length": "tilth.curate.sets.chinese:ChineseWordLength",
     "code": "tilth.curate.sets.code:CodeMeasures",
+    "dolma_attribute": "tilth.curate.dolma_attribute:DolmaAttribute",
     "fineweb": "tilth.curate.sets.fineweb:FineWebMeasures",
     "gopher_quality": "tilth.curate.sets.gopher:GopherQualityMeasures",
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetitionMeasures",

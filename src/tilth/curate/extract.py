@@ -1,6 +1,6 @@
 """Rules that take the text out of what wraps it: HTML, front matter, source code.
 
-HTML goes through a well-kept extractor: Resiliparse (Bevendorff et al. 2018; a native parser, some 100 MB/s) or
+HTML goes through a well-kept extractor: Resiliparse (Bevendorff et al. 2018; a native parser, 20-40 MB a second) or
 trafilatura (Barbaresi 2021; slower, often cleaner). Comments of source code are found by the lexers of Pygments.
 """
 

@@ -126,6 +126,7 @@ INPUTS: dict[str, type[Input] | str] = {
     "jsonl": "tilth.data.jsonl:JsonlInput",
     "parquet": "tilth.data.parquet:ParquetInput",
     "files": "tilth.data.text_files:FilesInput",
+    "dolma": "tilth.data.dolma:DolmaInput",
     "warc": "tilth.data.warc:WarcInput",
     "stdlib": "tilth.data.stdlib:StdlibInput",
     "dataset": "tilth.data.dataset:DatasetInput",

@@ -200,6 +200,23 @@ def compare_folders(runs: Sequence[Path], html: Path | None) -> list[dict[str, A
     return [{"group": row.group, "label": row.label, "values": list(row.values)} for row in rows]
 
 
+def export_dolma(run: Path, output: Path) -> dict[str, int]:
+    """Curated documents and attributes of a run, and its pool of tokens, as Dolma lays them out."""
+    from tilth.data.dolma import write_documents, write_tokens
+    from tilth.data.pool import Pool
+    curated = sorted(path.parent for path in run.glob("*/documents-00000.parquet"))
+    if len(curated) != 1:
+        raise BadInput(f"{run} holds {len(curated)} curated folders; give a run with one.")
+    if output.exists() and any(output.iterdir()):
+        raise BadInput(f"{output} is not empty. Choose a folder that is not there yet.")
+    written = write_documents(curated[0], output)
+    for pool in sorted(path.parent.parent for path in run.glob("*/fields/fields.json")):
+        (output / "tokens").mkdir(exist_ok=True)
+        written |= write_tokens(Pool.open(pool), output / "tokens")
+    say(f"{written['documents']} documents in {output}")
+    return written
+
+
 def trace_run(run: Path, steps: str, output: Path | None) -> dict[str, Any]:
     """Print (and write) the units that trained steps first:last."""
     from tilth.data.pool import Pool

@@ -1,13 +1,15 @@
 """The stage that turns documents, or tokens made elsewhere, into a pool of units."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from tilth.data import locations
+from tilth.data.dolma import index_of, read_tokens
 from tilth.data.tokenize import DocumentTexts, TokenizedRecord, pool_from_arrays, tokenize_documents
 from tilth.data.tokenized import read_megatron, read_npy
 from tilth.data.tokenizer import BpeTokenizer, FileTokenizer, TokenizerChoice
@@ -18,27 +20,36 @@ from tilth.stages.stage import Context, Stage
 
 
 class TokenFile(Config):
-    """Tokens made elsewhere: a .npy array, or the .bin/.idx pair of Megatron (give either name, or their stem)."""
+    """Tokens made elsewhere: a .npy array, Dolma's raw .npy with its .csv.gz beside, or the .bin/.idx pair of Megatron
+    (give either name, or their stem)."""
 
     path: str
     source: str | None = None
     license: str | None = None
+    dtype: Literal["uint16", "uint32"] = Field("uint16", description="of Dolma's .npy, which does not say it")
     document_end: int | None = Field(None, ge=0, description=".npy: the id that ends a document, if documents differ")
 
     def stored(self) -> list[str]:
         """The files behind `path`."""
         if self.path.endswith(".npy"):
-            return [self.path]
+            return [self.path, *([index_of(self.path)] if self._is_dolma() else [])]
         stem = self.path.removesuffix(".bin").removesuffix(".idx")
         return [f"{stem}.bin", f"{stem}.idx"]
 
     def records(self) -> Iterator[TokenizedRecord]:
-        """One record a document, `{file}:{number}` its id."""
+        """One record a document, `{file}:{number}` its id, or that of Dolma's index."""
         first = self.stored()[0]
+        if self._is_dolma():
+            for record in read_tokens(first, self.dtype):
+                yield replace(record, source=self.source or record.source, license=self.license)
+            return
         arrays = read_npy(first, self.document_end) if first.endswith(".npy") else read_megatron(first[:-4])
         name = Path(first).stem
         for number, tokens in enumerate(arrays):
             yield TokenizedRecord(f"{name}:{number}", tokens, self.source or name, self.license)
+
+    def _is_dolma(self) -> bool:
+        return self.path.endswith(".npy") and Path(index_of(self.path)).is_file()
 
 
 class TokenizeStage(Stage):
