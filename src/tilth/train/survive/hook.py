@@ -46,10 +46,14 @@ class Surviving:
         """The last of the hooks, so that what the others wrote of this step is in the metrics."""
         self.snapshots.beat(loop.at.step)
         if loop.at.step % self.settings.snapshot_steps == 0 and loop.at.step < loop.settings.steps:
-            self._moving = moved_by_optimizers(loop)
-            frozen = {parameter.data_ptr() for parameter in map(local, loop.learner.modules.parameters())}
-            self._shared = self._moving | frozen
-            self.snapshots.begin(loop.at.step, loop.state())
+            self.take(loop)
+
+    def take(self, loop: Loop) -> None:
+        """Begin a snapshot of the loop as it is."""
+        self._moving = moved_by_optimizers(loop)
+        frozen = {parameter.data_ptr() for parameter in map(local, loop.learner.modules.parameters())}
+        self._shared = self._moving | frozen
+        self.snapshots.begin(loop.at.step, loop.state())
 
     def __enter__(self) -> "Surviving":
         return self

@@ -86,7 +86,7 @@ class Restoring:
             return None, None
         state, trouble = None, ""
         try:
-            state = self._load(choice)
+            state = self.load(choice)
         except (OSError, EOFError, Refused, Damaged, TooFewShards, ValueError) as error:
             trouble = f"rank {self.exchange.rank}: {error}"
         troubles = [text for text in self.exchange.everyone(trouble) if text]
@@ -95,7 +95,8 @@ class Restoring:
             return None, None
         return state, choice
 
-    def _load(self, choice: Choice) -> Any:
+    def load(self, choice: Choice) -> Any:
+        """This rank's state from the shards in memory. OSError, EOFError, Refused, Damaged: one could not be had."""
         members, rank = self.members, self.exchange.rank
         self._own = fetch(choice, members.groups, members.code, [rank], members.client)[rank]
         if stands_alone(self._own):

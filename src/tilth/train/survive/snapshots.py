@@ -38,7 +38,7 @@ class Snapshots:
             settings.hang_seconds) else None
         self.members = Members(settings, exchange, folder, identity)
         self.copier = Copier(int(settings.bucket_mib * 2**20))
-        self.taken = self.missed = 0
+        self.taken = self.missed = self.step = 0
         self.seconds = 0.0  # of training that snapshots took
         self._begun: dict[str, float] = {}
         self._restart: Restart | None = None
@@ -60,7 +60,7 @@ class Snapshots:
         exchange = self.members.exchange
         flat = flatten(state, exchange.rank, exchange.world, self.stays, self.shared)
         self.copier.submit(self.members.client, flat, step, self.members.incarnation)
-        self.taken += 1
+        self.taken, self.step = self.taken + 1, step
         self.seconds += time.perf_counter() - start
         self._begun = {"snapshot_step": float(step), "snapshot_bytes": float(flat.size)}
 

@@ -1,0 +1,329 @@
+"""A chaos run: train under torchrun, break things at random moments, and prove that nothing came out differently.
+
+    CHAOS/chaos.json             what was asked for; another question needs a folder of its own
+    CHAOS/undisturbed/           the run that nobody disturbs
+    CHAOS/round-0001/            a run that is disturbed, again and again, until it ends; removed if it came out equal
+    CHAOS/kills.jsonl            a line a fault, and one a round: equal or not, and what was left behind
+    CHAOS/result.json            all of it, summed up
+
+The same command goes on where it stopped; more `times` run more rounds.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tilth.recipe.console import duration, say
+from tilth.recipe.errors import BadInput, RunFailed
+from tilth.recipe.files import append_json_line, locked, read_json, read_json_lines, write_bytes, write_json
+from tilth.report import text_table
+from tilth.stages.commands import up_to
+from tilth.stages.load import load_recipe
+from tilth.stages.stage import Recipe
+from tilth.train.survive import manager, wire
+from tilth.train.survive.members import MARK, Survive
+from tilth.train.survive.snapshots import LOG
+from tilth.trial.faults import KINDS, Target, faults, moments, small_file_system, worker
+from tilth.trial.trial import only, with_stage
+
+EXACT = ("step", "tokens", "flops", "loss", "lr", "gradient_norm", "padded", "held_out")
+PARTS = ("detect", "restart", "load", "first_step")  # of the seconds from a failure to the first step after it
+DISK, MEMORY = 256, 64  # MiB of the small file systems of a round
+AGAIN = 0.15  # of the faults are followed by another, in the middle of the recovery
+PATIENCE = 240.0  # seconds without a step after a fault: then the run hangs
+
+
+class Chaos:
+    """name, changes: the recipe, which must have one pretrain stage; kinds: of faults, see `tilth.trial.faults`."""
+
+    def __init__(self, name: str, changes: Sequence[str], kinds: Sequence[str], processes: int, folder: Path,
+                 seed: int = 0):
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise BadInput(f"--kill knows {', '.join(KINDS)}, not '{', '.join(unknown)}'.")
+        self.kinds, self.processes, self.folder, self.seed = list(kinds), processes, folder, seed
+        self.recipe = with_survival(up_to(load_recipe(name, changes), "pretrain"))
+        self.stage = only(self.recipe, "pretrain")
+        self.kills = folder / "kills.jsonl"
+
+    def run(self, times: int) -> dict[str, Any]:
+        """Rounds until `times` faults have been injected in rounds that ended; the result as result.json holds it."""
+        busy = BadInput(f"Another tilth process is working in {self.folder}. Wait for it, or choose another --folder.")
+        with locked(self.folder / ".lock", lambda: busy):
+            self._check_same()
+            self._undisturbed()
+            while (done := len(self._faults())) < times:
+                number = 1 + max((line["round"] for line in self._lines()), default=0)
+                say(f"chaos: round {number}, {done} of {times} faults so far")
+                Round(self, number).run(times - done)
+            result = self._result()
+            write_json(self.folder / "result.json", result)
+        say(table(result))
+        return result
+
+    def _check_same(self) -> None:
+        asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes}
+        path = self.folder / "chaos.json"
+        if path.exists() and read_json(path) != json.loads(json.dumps(asked)):
+            raise BadInput(f"{self.folder} holds a chaos run of another recipe or number of processes. Choose another "
+                           f"--folder.")
+        write_json(path, asked)
+        write_bytes(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.model_dump(mode="json")).encode())
+        ended = {line["round"] for line in self._lines() if "equal" in line}
+        kept = [line for line in self._lines() if line["round"] in ended]  # of a round that was cut off: drop all
+        write_bytes(self.kills, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.kills)
+
+    def _faults(self) -> list[dict[str, Any]]:
+        return [line for line in self._lines() if "fault" in line]
+
+    def _undisturbed(self) -> None:
+        folder = self.folder / "undisturbed"
+        if not (folder / self.stage / "model").exists():
+            say("chaos: the run that nobody disturbs")
+            if self.launch(folder, restarts=0).wait():
+                raise RunFailed(f"The run that nobody disturbs failed; see {folder.with_suffix('.log')}.")
+
+    def launch(self, folder: Path, restarts: int) -> subprocess.Popen[bytes]:
+        """The run in `folder` under torchrun, its output beside it."""
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                   str(self.processes), "--max-restarts", str(restarts), "--monitor-interval", "0.05", "-m", "tilth",
+                   "pretrain", str(self.folder / "recipe.yaml"), "--folder", str(folder), "--device", "cpu"]
+        with open(folder.with_suffix(".log"), "ab") as file:
+            return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env={
+                **os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"})
+
+    def _result(self) -> dict[str, Any]:
+        lines = self._lines()
+        rounds = [line for line in lines if "equal" in line]
+        return {"recipe": self.recipe.name, "processes": self.processes, "faults": len(self._faults()),
+                "rounds": len(rounds), "unequal": [line for line in rounds if not line["equal"]],
+                "hangs": sum(line["hung"] for line in rounds), "left_behind": sum(line["left"] for line in rounds),
+                "snapshot_steps": self.recipe.stages[self.stage].survive.snapshot_steps,  # type: ignore[attr-defined]
+                "by_fault": by_fault(lines)}
+
+
+class Round:
+    """One disturbed run, from its first step to its end."""
+
+    def __init__(self, chaos: Chaos, number: int):
+        self.chaos, self.number = chaos, number
+        self.folder = chaos.folder / f"round-{number:04d}"
+        self.stage = self.folder / chaos.stage
+        self.chance = random.Random(f"{chaos.seed} {number}")
+        self.keys: set[str] = set()  # of the managers that the run has had
+
+    def run(self, most: int) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        memory = self.folder.with_suffix(".memory")
+        with small_file_system(self.folder, DISK) as disk, small_file_system(memory, MEMORY) as small:
+            for name in self.chaos.recipe.stages:
+                if name != self.chaos.stage:
+                    shutil.copytree(self.chaos.folder / "undisturbed" / name, self.folder / name)
+            if small:
+                os.environ["TILTH_SHARED_MEMORY"] = str(memory)
+            try:
+                equal = self._disturb(most, disk, small)
+            finally:
+                os.environ.pop("TILTH_SHARED_MEMORY", None)
+            if not equal:
+                shutil.copytree(self.folder, self.folder.with_suffix(".unequal"), dirs_exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
+
+    def _disturb(self, most: int, disk: bool, memory: bool) -> bool:
+        process = self.chaos.launch(self.folder, restarts=100_000)
+        hung = False
+        try:
+            for _ in range(most):
+                if not self._fault(process, disk, memory):
+                    break
+            process.wait(PATIENCE)
+        except (subprocess.TimeoutExpired, Hung):
+            hung = True
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            self._end_all(process)
+        difference = "hung" if hung else f"exit code {process.returncode}" if process.returncode else (
+            differs(self.chaos.folder / "undisturbed" / self.chaos.stage, self.stage))
+        left = self._left()
+        for one in left:
+            manager.clean(one)
+        self._write({"round": self.number, "equal": difference is None, "difference": difference, "hung": hung,
+                     "left": 0 if hung else len(left)})
+        if difference is None:
+            self.folder.with_suffix(".log").unlink()
+        return difference is None
+
+    def _fault(self, process: subprocess.Popen[bytes], disk: bool, memory: bool) -> bool:
+        """Wait for training to move on, break something, wait until it has moved on again; whether it did."""
+        target = self._target(disk, memory)
+        at = self._wait_for_steps(process, self._step() + self.chance.randrange(2, 40))
+        if target is None or at is None:
+            target = self._target(disk, memory)
+        if target is None or at is None or not target.members() or process.poll() is not None:
+            return False
+        kind = self.chance.choice(self.chaos.kinds)
+        do = self.chance.choice(faults([kind], target)[kind])
+        ways = moments(target, step_seconds=0.1)
+        moment = self.chance.choice(["step", "step", "snapshot", "checkpoint"])
+        ways[moment]()
+        before, start, log = self._step(), time.monotonic(), len(read_json_lines(self.stage / LOG))
+        try:
+            what = do(target)
+        except (IndexError, ValueError):  # it ended, or was just restarting
+            return process.poll() is None
+        again = kind in ("worker", "node") and self.chance.random() < AGAIN and self._again(target, process)
+        try:
+            recovered = self._recovered(process, log)
+        finally:
+            target.free()
+        self._write({"round": self.number, "fault": do.__name__, "kind": kind, "what": what, "moment": moment,
+                     "at_step": before, "in_recovery": again, "seconds": time.monotonic() - start,
+                     "recovered": recovered})
+        return process.poll() is None
+
+    def _target(self, disk: bool, memory: bool) -> Target | None:
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            with suppress(BadInput, KeyError):
+                token = read_json(self.stage / MARK)["token"]
+                self.keys.add(wire.run_key(self.stage, token))
+                return Target(self.stage, wire.run_key(self.stage, token), self.chance, disk, memory)
+            if (self.stage / "model").exists():
+                return None
+            time.sleep(0.05)
+        return None
+
+    def _again(self, target: Target, process: subprocess.Popen[bytes]) -> bool:
+        """Kill another worker as soon as the restarted ones have looked for their managers."""
+        old = {one.worker for one in target.members()}
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            fresh = [one for one in target.members() if one.worker not in old]
+            if fresh:
+                time.sleep(self.chance.uniform(0, 0.3))
+                with suppress(IndexError):
+                    worker(target)
+                    return True
+            time.sleep(0.01)
+        return False
+
+    def _step(self) -> int:
+        lines = read_json_lines(self.stage / "metrics.jsonl") if self.stage.exists() else []
+        return lines[-1]["step"] if lines else 0
+
+    def _wait_for_steps(self, process: subprocess.Popen[bytes], step: int) -> int | None:
+        until = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            if (found := self._step()) >= step:
+                return found
+            if time.monotonic() > until:
+                raise Hung
+            time.sleep(0.02)
+        return None
+
+    def _recovered(self, process: subprocess.Popen[bytes], before: int) -> dict[str, Any] | None:
+        """The line that the run wrote of its recovery; None where it came to its end without one."""
+        until = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            lines = read_json_lines(self.stage / LOG)
+            if len(lines) > before:
+                return lines[-1]
+            if time.monotonic() > until:
+                raise Hung
+            time.sleep(0.02)
+        return None
+
+    def _end_all(self, process: subprocess.Popen[bytes]) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(40)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def _left(self) -> list[manager.Leftover]:
+        return [one for one in manager.leftovers() if one.key in self.keys]
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with open(self.chaos.kills, "ab") as file:
+            append_json_line(file, line)
+
+
+class Hung(Exception):
+    """No step for longer than the patience."""
+
+
+def with_survival(recipe: Recipe) -> Recipe:
+    """The recipe with snapshots in memory, if its training has none yet."""
+    name = only(recipe, "pretrain")
+    stage: Any = recipe.stages[name]
+    if stage.survive is not None:
+        return recipe
+    return with_stage(recipe, name, stage.model_copy(update={"survive": Survive(hang_seconds=30.0)}))
+
+
+def differs(undisturbed: Path, disturbed: Path) -> str | None:
+    """What is not bit for bit the same of two training stages: weights, moments, losses; None if all is."""
+    curves = [[{key: line[key] for key in EXACT if key in line} for line in read_json_lines(one / "metrics.jsonl")]
+              for one in (undisturbed, disturbed)]
+    if curves[0] != curves[1]:
+        step = next((a["step"] for a, b in zip(*curves, strict=False) if a != b), "the end")
+        return f"metrics differ from step {step}"
+    last = max(path.name for path in (undisturbed / "checkpoints").glob("step-*"))
+    for name in ("model/model.safetensors", f"checkpoints/{last}/tensors.safetensors"):
+        if not (disturbed / name).exists() or (undisturbed / name).read_bytes() != (disturbed / name).read_bytes():
+            return f"{name} differs"
+    return None
+
+
+def by_fault(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each fault: how often, how it was recovered from, medians of the seconds, the most steps trained again."""
+    found: dict[str, Any] = {}
+    for fault in sorted({line["fault"] for line in lines if "fault" in line}):
+        those = [line for line in lines if line.get("fault") == fault]
+        recovered = [line["recovered"] for line in those if line["recovered"]]
+        paths = [one["path"] for one in recovered]
+        found[fault] = {"times": len(those), "paths": {path: paths.count(path) for path in sorted(set(paths))},
+                        "seconds": {part: median([one[part] for one in recovered]) for part in PARTS},
+                        "most_steps_again": max((one["steps_again"] for one in recovered), default=0),
+                        "median_seconds": median([line["seconds"] for line in those])}
+    return found
+
+
+def median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = []
+    for fault, one in result["by_fault"].items():
+        parts = [one["seconds"][part] for part in PARTS]
+        rows.append([fault, str(one["times"]), ", ".join(f"{n} {path}" for path, n in one["paths"].items()),
+                     *("" if part is None else duration(part) for part in parts), str(one["most_steps_again"])])
+    head = (f"{result['faults']} faults in {result['rounds']} runs: {len(result['unequal'])} came out differently, "
+            f"{result['hangs']} hung, {result['left_behind']} things left behind")
+    return head + "\n" + text_table(rows, ["fault", "times", "went on from", "detect", "restart", "load", "first step",
+                                           "steps again, at most"])
+
+
+def run_chaos(name: str, changes: Sequence[str], kinds: str, times: int, processes: int, folder: Path | None,
+              seed: int) -> dict[str, Any]:
+    chaos = Chaos(name, changes, [kind.strip() for kind in kinds.split(",")], processes,
+                  folder or Path("runs") / "chaos", seed)
+    return chaos.run(times)
