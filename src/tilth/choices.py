@@ -17,12 +17,13 @@ from tilth.recipe.frame import Config, OneOf, nearest
 from tilth.report import text_table
 from tilth.select.policy import MIXTURES, SELECTORS, WEIGHERS
 from tilth.stages.stage import STAGES
+from tilth.train.averaging import AVERAGES
 from tilth.train.survive.parity import PARITIES
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stage": STAGES, "input": INPUTS, "attribute": ATTRIBUTES, "rule": RULES, "tokenizer": TOKENIZERS,
     "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "model": MODELS, "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES,
+    "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES, "average": AVERAGES,
     "compression": METHODS,
 }
 

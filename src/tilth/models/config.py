@@ -157,14 +157,19 @@ class TransformerConfig(ModelConfig):
         are not counted; the key-value maps of a memory are spread over the row's tokens.
         """
         s = self.sizes()
-        keys = float(length) if self.attention == "bidirectional" else (length + 1) / 2
         layer = 2.0 * (self._attention_weights(s, self.width) + self._feed_forward_weights(s, active=True))
-        layer += 4 * s.heads * s.head_width * keys
         if self.cross_attention:
-            layer += 4 * self.width * s.heads * s.head_width + 4 * s.heads * s.head_width * memory
+            layer += 4 * self.width * s.heads * s.head_width
             layer += 4 * s.memory_width * s.kv_heads * s.head_width * memory / length
-        forward = self.layers * layer + 2.0 * self.width * s.vocabulary
+        forward = self.layers * layer + self.score_flops(length, memory) + 2.0 * self.width * s.vocabulary
         return (3.0 if training else 1.0) * forward
+
+    def score_flops(self, length: int, memory: int = 0) -> float:
+        """The FLOPs of attention's own products, for one token in a forward pass: queries with keys, probabilities with
+        values."""
+        s = self.sizes()
+        keys = float(length) if self.attention == "bidirectional" else (length + 1) / 2
+        return self.layers * 4 * s.heads * s.head_width * (keys + (memory if self.cross_attention else 0))
 
     def _attention_weights(self, s: Sizes, source: int) -> int:
         return 2 * self.width * s.heads * s.head_width + 2 * source * s.kv_heads * s.head_width

@@ -82,7 +82,7 @@ class Branch:
         return all(ours[field] == self.fields.get(field) for field in fields)
 
     def _check(self) -> None:
-        for field in ("model", "start_from"):
+        for field in ("model", "start_from", "lora", "average"):
             if not self._same(field):
                 raise BadInput(f"A branch trains the model of the stage it branches from, but `{field}` differs from "
                                f"that of '{self.source.name}'. Make them equal.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from tilth.models import ModelConfig
 from tilth.objectives import Batch, Objective
@@ -75,6 +76,12 @@ def with_vocabulary(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """`config` with the tokenizer's vocabulary, unless it already sets one that is at least as large."""
     given = getattr(config, "vocab_size", None)
     return config if given and given >= vocab_size else config.model_copy(update={"vocab_size": vocab_size})
+
+
+def counted(model: nn.Module) -> tuple[int, int]:
+    """Numbers of all parameters that a model holds, adapters among them, and of those that are trained."""
+    parameters = list(model.parameters())
+    return sum(one.numel() for one in parameters), sum(one.numel() for one in parameters if one.requires_grad)
 
 
 @dataclass

@@ -9,10 +9,11 @@ from tilth.recipe.console import duration, quantity
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
 from tilth.stages.advice import advice_for, advice_lines, settled, wants_advice
-from tilth.stages.building import Probe, probe_speed, random_batch
+from tilth.stages.building import Probe, counted, probe_speed, random_batch
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Hardware, Recipe
 from tilth.train.device import matmul_peak, memory_total, pick_device, resolve_precision
+from tilth.train.learner import Learner
 
 PROBE_TOKENS = 4096  # a micro-batch of about this size tells the speed of a step in a few seconds
 
@@ -38,8 +39,8 @@ def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, ha
     probe = probe_speed(learner, stage.optimizer, random_batch(vocabulary, rows, stage.length, device), precision,
                         device)
     micro = hardware.micro_rows or rows
-    advice = None  # the laws are for whole runs, not for branches
-    if wants_advice(stage) or stage.branch_from is None:
+    advice = None  # the laws are for whole runs, not for branches or adapters
+    if wants_advice(stage) or (stage.branch_from is None and stage.lora is None):
         advice = advice_for(stage, config, pool_tokens, lambda batch: probe.seconds_per_step(batch / stage.length))
     if advice and wants_advice(stage):
         stage = settled(stage, advice)
@@ -50,11 +51,13 @@ def plan_stage(recipe: Recipe, name: str, stage: PretrainStage, folder: Path, ha
     peak = matmul_peak(device, precision)
     return {"stage": name, "parameters": config.parameters(),
             "parameters_non_embedding": config.parameters(embeddings=False),
-            "parameters_active": config.parameters(active=True), "vocabulary": vocabulary,
+            "parameters_active": config.parameters(active=True),
+            "parameters_trained": None if stage.lora is None else counted(learner.modules["model"])[1],
+            "vocabulary": vocabulary,
             "pool_tokens": pool_tokens, "steps": steps, "tokens": steps * batch,
             "epochs": steps * batch / pool_tokens if pool_tokens else None,
             "flops": steps * flops, "seconds": steps * seconds, "tokens_per_second": batch / seconds,
-            "utilisation": flops / seconds / peak, "memory": memory(config.parameters(), probe, micro),
+            "utilisation": flops / seconds / peak, "memory": memory(learner, probe, micro),
             "memory_total": memory_total(device), "device": str(device), "precision": precision,
             "lr": stage.optimizer.rate, "batch_tokens": batch, "advice": advice, "recipe": recipe.name}
 
@@ -72,10 +75,11 @@ def data_facts(recipe: Recipe, stage: PretrainStage, folder: Path) -> tuple[int,
     return size or (257 if getattr(tokenizer, "kind", "") == "bytes" else 32_000), None
 
 
-def memory(parameters: int, probe: Probe, micro_rows: int) -> dict[str, int]:
-    """Bytes: weights and gradients in float32; the optimizer's state, and what `micro_rows` rows keep for the backward
-    pass, both as the probe found them."""
-    return {"weights": 4 * parameters, "gradients": 4 * parameters, "moments": probe.state_bytes,
+def memory(learner: Learner, probe: Probe, micro_rows: int) -> dict[str, int]:
+    """Bytes: weights, and gradients of those that are trained, in float32; the optimizer's state, and what `micro_rows`
+    rows keep for the backward pass, both as the probe found them."""
+    weights, trained = counted(learner.modules["model"])
+    return {"weights": 4 * weights, "gradients": 4 * trained, "moments": probe.state_bytes,
             "activations": probe.row_bytes * micro_rows}
 
 
@@ -84,13 +88,14 @@ def plan_text(plan: dict[str, Any]) -> str:
     parts = plan["memory"]
     known = f"{quantity(plan['pool_tokens'])} tokens in the pool" if plan["pool_tokens"] else (
         "the pool is not made yet, so a budget in epochs is not counted")
+    trained = f"; {quantity(plan['parameters_trained'])} trained" if plan["parameters_trained"] is not None else ""
     epochs = f", {plan['epochs']:.2f} epochs" if plan["epochs"] else ""
     active = f"; {quantity(plan['parameters_active'])} active for a token" if (
         plan["parameters_active"] != plan["parameters"]) else ""
     return "\n".join([
         f"stage {plan['stage']} on {plan['device']} in {plan['precision']}",
         f"  parameters  {quantity(plan['parameters'])} ({quantity(plan['parameters_non_embedding'])} without "
-        f"embeddings{active}), vocabulary {plan['vocabulary']}",
+        f"embeddings{active}{trained}), vocabulary {plan['vocabulary']}",
         f"  data        {known}",
         f"  training    {plan['steps']} steps, {quantity(plan['tokens'])} tokens{epochs}",
         f"  chosen      peak rate {plan['lr']:.3g}, {quantity(plan['batch_tokens'])} tokens a step",

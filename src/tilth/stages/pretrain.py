@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from tilth.adapt.lora import Lora, merged, training_flops
 from tilth.analyze.sharpness import Sharpness, SharpnessHook
 from tilth.data.pool import Pool
 from tilth.data.stream import PackedStream
@@ -24,16 +25,19 @@ from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.recipe.frame import Config, one_of
 from tilth.select.policy import PolicyConfig
 from tilth.select.probe import Probe
+from tilth.stages import averaging
 from tilth.stages.advice import advice_for, settled, tell, wants_advice
 from tilth.stages.branching import BEGINNING, Branch, BranchFrom
-from tilth.stages.building import Budget, build_learner, probe_speed, random_batch
+from tilth.stages.building import Budget, build_learner, counted, probe_speed, random_batch
 from tilth.stages.building import Probe as SpeedProbe
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.in_run import InRunEvaluation
 from tilth.stages.model_folder import save_model
 from tilth.stages.simulating import SimulatedLearner
 from tilth.stages.stage import Context, Stage
+from tilth.stages.tensorboard import TensorBoardSink
 from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
+from tilth.train.averaging import AverageChoice, LastCheckpoints
 from tilth.train.device import Precision, matmul_peak, mode_of, peak_memory, pick_device, resolve_precision
 from tilth.train.metrics import Metrics, NoMetrics
 from tilth.train.micro import largest_micro_batch
@@ -68,9 +72,11 @@ class PretrainStage(Stage):
     length: positions of a row; batch_tokens: positions of a step, a multiple of length, or auto (like optimizer.lr:
     settled by the advisor before step 0, and written down in budget.json); start_from: a Llama-family
     folder on disk whose weights and shape replace `model` (continued pretraining; tokenize with its tokenizer);
+    lora: train adapters of that model only, and merge them into its weights at the end;
     branch_from: a kept checkpoint of another pretrain stage to go on from, for a budget of its own;
     held_out_every: a share of the run (below 1) or steps between looks at held_out_tokens of the held-out text;
     evaluation: tasks scored while training goes on, within a budget;
+    average: weights averaged over the run, beside the last ones or in their place;
     survive: snapshots in memory, from which a run goes on after a crash.
     """
 
@@ -80,6 +86,7 @@ class PretrainStage(Stage):
     input: str = "tokenize"
     model: one_of(ModelConfig, MODELS) = TransformerConfig()  # type: ignore[valid-type]
     start_from: str | None = None
+    lora: Lora | None = None
     branch_from: BranchFrom | None = None
     objective: one_of(Objective, OBJECTIVES) = Causal()  # type: ignore[valid-type]
     policy: PolicyConfig = PolicyConfig()
@@ -97,12 +104,24 @@ class PretrainStage(Stage):
     held_out_tokens: int = Field(32768, ge=1)
     evaluation: InRunEvaluation | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
+    average: AverageChoice | None = None
     survive: Survive | None = None
 
     @model_validator(mode="after")
     def _one_rounding(self) -> "PretrainStage":
         if self.simulated is not None and self.precision in ("fp8", "coat"):
             raise ValueError(f"simulated formats go with fp32 or bf16, not with precision {self.precision}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PretrainStage":
+        for field in ("lora", "average"):
+            if self.simulated is not None and getattr(self, field) is not None:
+                raise ValueError(f"simulated formats are for studies of whole training runs; drop simulated or {field}")
+        if self.lora is not None and self.start_from is None:
+            raise ValueError("lora adapts a model that exists; set start_from, or drop lora")
+        if self.lora is not None and self.optimizer.lr == "auto":
+            raise ValueError("the laws behind optimizer.lr: auto are for training all weights; with lora, give a rate")
         return self
 
     def reads(self) -> list[str]:
@@ -139,7 +158,11 @@ class PretrainStage(Stage):
             raise BadInput(f"The model {self.start_from} knows {config.sizes().vocabulary} tokens, the pool uses "
                            f"{vocab_size}: tokenize with the model's own tokenizer (tokenize.tokenizer="
                            f"{{kind: file, path: {self.start_from}}}).")
-        return Learner(model, self.objective, flops_per_row=self.length * config.flops_per_token(self.length))
+        flops = config.flops_per_token(self.length)
+        if self.lora is not None:
+            self.lora.adapt(model, seed)
+            flops = training_flops(model, self.length)
+        return Learner(model, self.objective, flops_per_row=self.length * flops)
 
 
 class Pretraining:
@@ -152,9 +175,12 @@ class Pretraining:
         self.device = pick_device(context.hardware.device, self.processes.local_rank if several else None)
         self.precision = resolve_precision(stage.precision, self.device)
         check_parallel(self.precision, context.hardware.parallel)
+        if stage.lora is not None and context.hardware.parallel.tensor > 1:
+            raise BadInput("Adapters (`lora`) are not split by --tensor; train without it, or with --shard.")
         self.pool_folder = context.input(stage.input)
         self.pool = Pool.open(self.pool_folder)
         self.learner = stage.learner(self.pool.vocab_size, context.seed)
+        self.moving = averaging.moving_average(stage.average, self.learner)
         self.learner.to(self.device)
         self.model: Any = self.learner.modules["model"]
         self.policy = stage.policy.build(self.pool, context.seed)
@@ -233,13 +259,14 @@ class Pretraining:
             tokens_before=decided["tokens_before"],
             clip=stage.clip, precision=self.precision, device=self.device, checkpoint_seconds=stage.checkpoint.seconds,
             checkpoint_steps=stage.checkpoint.steps or stage.checkpoint.keep_every)
+        self._averaged_steps()  # refused before training, if there are too few
         identity = {**stage.model_dump(mode="json"), "seed": self.context.seed, "version": stage.version}
         parallel = Parallel(self.learner, self.processes, self.context.hardware.parallel, self.precision, self.device)
         optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
                       for name in self.learner.updates}
         figures = [one.figures for one in optimizers.values() if hasattr(one, "figures")]
         loop = Loop(self.learner, self.stream, optimizers, stage.schedule, settings,
-                    self._checkpoints(identity), self._metrics(), self._hooks(),
+                    self._checkpoints(identity), self._metrics(), self._all_hooks(),
                     [WeighByLoss(self.policy)] if self.policy.needs_losses else [], [self.policy.metrics, *figures],
                     parallel)
         loop.go_on = self.context.command or loop.go_on
@@ -261,12 +288,28 @@ class Pretraining:
         return MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]) if (
             self.processes.main) else NoMetrics()
 
+    def _averaged_steps(self) -> list[int]:
+        """The checkpoints whose mean the run ends with, if any."""
+        average, first = self.stage.average, self.decided["first_step"]
+        return [] if not isinstance(average, LastCheckpoints) else averaging.averaged_steps(
+            average, self.stage.checkpoint.keep_every, first, first + self.decided["steps"])
+
+    def _all_hooks(self) -> list[Every]:
+        held_out = self._held_out()
+        mine = [] if held_out is None else [Every(*held_out)]
+        return [*averaging.hooks(self.moving, self.stage.objective, held_out), *mine, *self._hooks()]
+
+    def _held_out(self) -> tuple[int, HeldOutHook] | None:
+        """How often (steps), and what, is asked of held-out text, if there is any."""
+        every, folder = self.stage.held_out_every, self.pool_folder / "held_out"
+        steps = max(1, round(every * self.decided["steps"]) if every < 1 else int(every))
+        return (steps, HeldOutHook(Pool.open(folder), self.stage.length, self.stage.held_out_tokens)) if (
+            folder.exists()) else None
+
     def _hooks(self) -> list[Every]:
         inside = self.stage.evaluation
         tasks = [] if inside is None else [inside.hook(self.context.run, self.context.folder, self.pool_folder,
                                                        self.stage.length, self.decided)]
-        every = self.stage.held_out_every
-        steps = max(1, round(every * self.decided["steps"]) if every < 1 else int(every))
         folder = self.pool_folder / "held_out"
         if not folder.exists():
             if self.stage.sharpness is not None:
@@ -276,8 +319,7 @@ class Pretraining:
         more = [] if self.stage.sharpness is None else [
             Every(self.stage.sharpness.steps(self.decided["steps"]),
                   SharpnessHook(self.stage.sharpness, Pool.open(folder), self.stage.length))]
-        hook = HeldOutHook(Pool.open(folder), self.stage.length, self.stage.held_out_tokens)
-        return [Every(steps, hook), *more, *tasks]
+        return [*more, *tasks]
 
     def run(self) -> dict[str, Any]:
         config = self.model.config
@@ -292,10 +334,28 @@ class Pretraining:
         finally:
             loop.metrics.close()
         state = whole_state(self.model)
+        average = None if self.moving is None else whole_state(self.learner.modules["average"])
         if not self.processes.main:
             return {}
-        save_model(self.context.folder / "model", self.model, self.pool.tokenizer(), state)
-        return self._summary(loop, vars(at))
+        if steps := self._averaged_steps():
+            average = averaging.mean_of_checkpoints(self.context.folder / "checkpoints", steps)
+        self._save(state, average)
+        summary = self._summary(loop, vars(at))
+        held_out = self._held_out()
+        if average is not None and held_out is not None:
+            spare = self.stage.learner(self.pool.vocab_size, 0)
+            spare.modules["model"].load_state_dict(average)
+            spare.to(self.device)
+            summary["held_out_average"] = held_out[1].measure(spare, loop.settings)["bits_per_byte"]
+        return summary
+
+    def _save(self, state: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
+        """Write the model that later stages read, and beside it the other one where weights were averaged."""
+        folders = {"model": state}
+        if average is not None and self.stage.average is not None:
+            folders = {"model": average, "last": state} if self.stage.average.use else {**folders, "averaged": average}
+        for name, weights in folders.items():
+            save_model(self.context.folder / name, self.model, self.pool.tokenizer(), merged(self.model, weights))
 
     def _summary(self, loop: Loop, at: dict[str, Any]) -> dict[str, Any]:
         config = self.model.config
@@ -306,7 +366,7 @@ class Pretraining:
         licenses = dict(zip(self.pool.sources, source_licenses(self.pool), strict=True))
         return {
             "parameters": config.parameters(), "parameters_non_embedding": config.parameters(embeddings=False),
-            "parameters_active": config.parameters(active=True),
+            "parameters_active": config.parameters(active=True), "parameters_trained": counted(self.model)[1],
             "tokens": at["tokens"], "steps": at["step"], "epochs": self.stream.epoch, "flops": at["flops"],
             "seconds": at["seconds"], "cpu_seconds": at["cpu_seconds"],
             "tokens_per_second": at["tokens"] / max(at["seconds"], 1e-9), "padded": self.stream.padded,
@@ -347,22 +407,3 @@ class WeighByLoss:
         whole = {key: torch.cat([batch[key] for batch in batches]) for key in ("unit_id", "source", "weight")}
         weights = self.policy.weights(whole, torch.cat([result["loss"] for result in results]))
         return [{"weight": part} for part in weights.to(whole["weight"].device).split(units)]
-
-
-class TensorBoardSink:
-    """Metrics lines as TensorBoard scalars; the writer is opened at the first line."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.writer: Any = None
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-            self.writer = SummaryWriter(str(self.folder), purge_step=line["step"])
-        for key, value in {**line, **line.get("held_out", {})}.items():
-            if isinstance(value, int | float) and key != "step":
-                prefix = "held_out" if key in line.get("held_out", {}) else "train"
-                self.writer.add_scalar(f"{prefix}/{key}", value, line["step"])
-        if "held_out" in line:
-            self.writer.flush()

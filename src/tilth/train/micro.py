@@ -10,14 +10,14 @@ CPU_ACTIVATIONS = 128 * 1024**2
 
 
 def activation_budget(learner: Learner, device: torch.device, state_bytes: float = 8.0) -> int:
-    """Bytes that activations may take: what is left of the device beside weights, gradients, and `state_bytes` of the
-    optimizer's for each parameter.
+    """Bytes that activations may take: what is left of the device beside weights, and for each parameter that is
+    trained a gradient and `state_bytes` of the optimizer's.
 
     A CPU keeps to 128 MiB of activations: larger micro-batches leave its caches and pay for fresh pages (a 4 M
     parameter model on one core: 3,250 tokens per CPU-second at 100 MB, 2,660 at 400 MB).
     """
-    states = sum(parameter.numel() * (2 * parameter.element_size() + state_bytes)
-                 for parameter in learner.modules.parameters())
+    states = sum(parameter.numel() * (parameter.element_size() + parameter.requires_grad * (
+        parameter.element_size() + state_bytes)) for parameter in learner.modules.parameters())
     free = int(0.85 * memory_total(device) - states)
     return max(min(free, CPU_ACTIVATIONS) if device.type == "cpu" else free, 1)
 
