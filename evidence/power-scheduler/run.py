@@ -26,8 +26,8 @@ from tilth.trial.statistics import student
 from tilth.trial.trial import share_stages
 
 HERE = Path(__file__).parent
-LENGTH, BATCH, WARMUP, DECAY = 128, 512, 8_192, 0.1  # positions of a row; tokens of a step and of the warm-up
-BUDGETS = (40_960, 163_840, 491_520)  # tokens
+LENGTH, BATCH, WARMUP, DECAY = 128, 512, 4_096, 0.1  # positions of a row; tokens of a step and of the warm-up
+BUDGETS = (20_480, 81_920, 245_760)  # tokens
 RATES = (0.004, 0.008, 0.016, 0.032)
 TUNING_SEEDS, SEEDS = (10, 11, 12), (0, 1, 2, 3, 4)
 OTHER_BATCH, ITS_BUDGET = 2048, BUDGETS[1]
