@@ -145,6 +145,17 @@ def evaluate(model: Model, tasks: Annotated[str, typer.Option(help="Task files o
 
 
 @app.command()
+def corpus(run: Annotated[Path, typer.Argument(help="A run's folder.")],
+           output: Annotated[Path | None, typer.Option("--output", "-o", help="The page (default RUN/corpus.html).")] =
+           None, as_json: Json = False) -> None:
+    """A page about the curated corpus: every attribute before and after the rules, funnel, sources, duplicates."""
+    from tilth.report.corpus import write_corpus_page
+    path = write_corpus_page(run, output)
+    say(f"page: {path}")
+    _finish(as_json, {"page": str(path)})
+
+
+@app.command()
 def dolma(run: Annotated[Path, typer.Argument(help="A run's folder.")], output: Output, as_json: Json = False) -> None:
     """A run's corpus in Dolma's layout: documents, attributes beside them, token files."""
     from tilth.stages.commands import export_dolma
