@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tilth.evaluate.tracking.runs import forecasts, run_curves, started
+from tilth.evaluate.tracking.runs import forecasts, run_curves, started, thinned
 from tilth.recipe import BadInput
 from tilth.report import write_report
 from tilth.stages.track import Tracker, forecast_lines
@@ -72,3 +72,9 @@ def test_a_size_beyond_the_history_is_said():
     assert forecasts("alone", outside)[-1]["beyond"] is None
     outside["forecasts"] = forecasts("out", outside, history)
     assert "4.0 times beyond" in forecast_lines(outside)[-1]
+
+
+def test_long_runs_are_thinned_and_the_newest_stays():
+    assert thinned([1.0, 2.0]) == [1.0, 2.0]
+    found = thinned([float(at) for at in range(500)])
+    assert len(found) == 20 and found[0] == 0 and found[-1] == 499

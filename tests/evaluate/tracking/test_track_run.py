@@ -66,7 +66,7 @@ def test_watching_a_finished_run_ends_and_a_limit_holds(run):
 
 def test_a_second_process_watches_while_the_run_goes_on(run, tmp_path):
     recipe = load_recipe(str(run / "recipe.yaml"))
-    pretrain = recipe.stages["pretrain"].model_copy(update={"budget": Budget(steps=40)})
+    pretrain = recipe.stages["pretrain"].model_copy(update={"budget": Budget(steps=20)})
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, "pretrain": pretrain}})
     (tmp_path / "longer.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     training = subprocess.Popen([sys.executable, "-m", "tilth", "run", str(tmp_path / "longer.yaml"), "--folder",
@@ -78,5 +78,5 @@ def test_a_second_process_watches_while_the_run_goes_on(run, tmp_path):
                     "--limit", "5"], stderr=subprocess.DEVNULL, check=True, timeout=120)
     assert training.wait(timeout=60) == 0
     points = read_json(tmp_path / "run" / "tracking.json")["points"]
-    assert points[-1]["step"] == 40 and len(points) >= 9  # those still there, and any that were caught before
+    assert points[-1]["step"] == 20 and len(points) >= 9  # those still there, and any that were caught before
     assert all(point["results"]["held_out_cloze"]["accuracy"]["n"] == 5 for point in points)

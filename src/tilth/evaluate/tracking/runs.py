@@ -18,6 +18,7 @@ from tilth.evaluate.tracking.together import off_chance
 FIRST_FORECAST = 4  # checkpoints that a forecast needs
 LATE = 0.8
 BYTE_BITS = 8.0
+MOST = 20  # forecasts of one run, and checkpoints of its past to learn from: their pairs grow with the square
 
 
 def run_curves(name: str, tracking: dict[str, Any]) -> list[Curve]:
@@ -58,7 +59,7 @@ def forecasts(name: str, tracking: dict[str, Any], history: Sequence[dict[str, A
     totals = {f"history-{number}": float(other["total_tokens"]) for number, other in enumerate(history)}
     learnt = len({curve.group for curve in before}) >= 2
     made = []
-    for cut in sorted({float(tokens) for curve in curves for tokens in curve.tokens})[FIRST_FORECAST - 1:]:
+    for cut in thinned(sorted({float(tokens) for curve in curves for tokens in curve.tokens})[FIRST_FORECAST - 1:]):
         if cut >= total:
             continue
         known = _of_others(before, totals, cut / total) if learnt else _of_its_past(curves, cut)
@@ -96,10 +97,17 @@ def _of_others(curves: Sequence[Curve], totals: dict[str, float], share: float) 
     return [one for one in examples(curves, cut, targets) if not np.isnan(one.target)]
 
 
+def thinned(tokens: Sequence[float]) -> list[float]:
+    """All of them, or `MOST`, evenly spaced, the first and the last among them."""
+    if len(tokens) <= MOST:
+        return list(tokens)
+    return [tokens[at] for at in np.linspace(0, len(tokens) - 1, MOST).round().astype(int)]
+
+
 def _of_its_past(curves: Sequence[Curve], now: float) -> list[Example]:
     """What each earlier checkpoint would have said about each later one so far; the groups are the tasks."""
     seen = [curve.until(now) for curve in curves]
-    times = sorted({float(tokens) for curve in seen for tokens in curve.tokens})
+    times = thinned(sorted({float(tokens) for curve in seen for tokens in curve.tokens}))
     found = []
     for cut in times[1:-1]:
         targets = {curve.run: np.array([tokens for tokens in times if tokens > cut]) for curve in seen}
