@@ -8,12 +8,14 @@ import torch
 from test_accumulation import GatheredTowers, HardestFirst
 from train_toys import LENGTH, PackedRows, Pairs, PlainSGD, pool_stream
 
+from tilth.adapt.lora import Lora
 from tilth.data.stream import PackedStream
 from tilth.models import TransformerConfig
 from tilth.objectives import Causal
 from tilth.optim import AdamW, Constant, Muon
 from tilth.optim.spread import whole_state
-from tilth.train import Checkpoints, Learner, Loop, LoopSettings, MetricsLog
+from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, MetricsLog
+from tilth.train.averaging import Ema, MovingAverage
 from tilth.train.metrics import NoMetrics
 from tilth.train.parallel import Parallel, ParallelSettings
 from tilth.train.processes import Processes, start_processes
@@ -56,8 +58,9 @@ def text_stream(folder: Path, processes: Processes) -> Told:
 
 
 def build(folder: Path, processes: Processes, settings: ParallelSettings, *, learner=None, stream=None, optimizer=None,
-          first_passes=None, steps=4, name="run", background=False) -> Loop:
+          first_passes=None, steps=4, name="run", background=False, average=None) -> Loop:
     learner = learner or text_learner()
+    hooks = [] if average is None else [Every(1, MovingAverage(learner, average))]
     stream = text_stream(folder, processes) if stream is None else Share(stream, processes)
     parallel = Parallel(learner, processes, settings)
     optimizer = optimizer or AdamW(lr=1e-2)
@@ -66,7 +69,7 @@ def build(folder: Path, processes: Processes, settings: ParallelSettings, *, lea
                               processes=processes)
     metrics = MetricsLog(folder / name / "metrics.jsonl") if processes.main else NoMetrics()
     return Loop(learner, stream, optimizers, Constant(warmup=0), LoopSettings(steps, 8, 2), checkpoints, metrics,
-                first_passes=first_passes, parallel=parallel)
+                hooks, first_passes=first_passes, parallel=parallel)
 
 
 def plain(**more):
@@ -76,6 +79,13 @@ def plain(**more):
 def mixed(**more):
     """More experts than most micro-batches ask."""
     return {"learner": text_learner(experts={"count": 12, "active": 2, "hidden": 8, **more})}
+
+
+def adapted():
+    """Adapters beside frozen weights."""
+    learner = text_learner()
+    Lora(rank=2).adapt(learner.modules["model"], 0)
+    return learner
 
 
 SCENARIOS = {
@@ -93,6 +103,7 @@ SCENARIOS = {
     "experts": (ParallelSettings(), mixed),
     "experts_shard": (ParallelSettings("shard", remember="inputs"), mixed),
     "capacity": (ParallelSettings("shard", remember="products"), lambda: mixed(capacity=1.0)),
+    "adapted": (ParallelSettings("shard"), lambda: {"learner": adapted(), "average": Ema(decay=0.5)}),
     "resume": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),
     "again": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),  # stopped after two steps
 }

@@ -35,7 +35,8 @@ def together(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     pool_stream(folder / "pool")
     launch(folder, 2, "replicate", "shard", "tensor", "context", "muon", "hardest", "hardest_shard", "towers",
-           "resume:2", "again", "experts", "experts_shard", "capacity")
+           "resume:2", "again", "experts", "experts_shard", "capacity",
+           "adapted")
     shutil.copytree(folder / "resume", folder / "half")
     launch(folder, 4, "hybrid", "tensor_shard", "context_shard", "resume")
     return folder
@@ -45,7 +46,7 @@ def together(tmp_path_factory) -> Path:
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     pool_stream(folder / "pool")
-    for name in ("replicate", "muon", "hardest", "towers", "experts", "capacity"):
+    for name in ("replicate", "muon", "hardest", "towers", "experts", "capacity", "adapted"):
         run(folder, name, Processes(), ALONE)
     return folder
 
@@ -61,7 +62,8 @@ def lines(folder: Path, name: str) -> list[dict]:
 SAME = [("replicate", "replicate"), ("shard", "replicate"), ("hybrid", "replicate"), ("tensor", "replicate"),
         ("tensor_shard", "replicate"), ("context", "replicate"), ("context_shard", "replicate"), ("muon", "muon"),
         ("hardest", "hardest"), ("hardest_shard", "hardest"), ("towers", "towers"), ("resume", "muon"),
-        ("experts", "experts"), ("experts_shard", "experts"), ("capacity", "capacity")]
+        ("experts", "experts"), ("experts_shard", "experts"), ("capacity", "capacity"),
+        ("adapted", "adapted")]
 
 
 @pytest.mark.parametrize(("name", "reference"), SAME)
