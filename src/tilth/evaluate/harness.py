@@ -7,6 +7,7 @@ that format has no end-of-text token in front, unless `begin` is set.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tilth.evaluate.score import Scorer, TaskResult
 from tilth.evaluate.tasks import Task
 from tilth.recipe import BadInput
 
+MISSING = "lm-evaluation-harness is not installed: pip install 'tilth[lm-eval]'."
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalised", "exact_match": "exact_match"}
 
 
@@ -32,7 +34,7 @@ def harness_model(likelihood: Likelihood, tokenizer: Any, begin: bool = False, m
         from lm_eval.api.model import TemplateLM
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     except ImportError as error:
-        raise BadInput("lm-evaluation-harness is not installed: pip install 'tilth[lm-eval]'.") from error
+        raise BadInput(MISSING) from error
 
     class TilthLM(TemplateLM):
         """The harness's requests as those of `Likelihood`, which shares what they have in common."""
@@ -94,6 +96,12 @@ class HarnessTask(Task):
     folder: str | None = None
     shots: int | None = Field(default=None, ge=0)
     begin: bool = False
+
+    def ready(self, held_out_texts: Sequence[str] | None) -> Task:
+        """Itself; BadInput before anything is measured where the extra is not installed."""
+        if find_spec("lm_eval") is None:
+            raise BadInput(MISSING)
+        return self
 
     def files(self) -> list[str]:
         """Everything in `folder`: task files, and data that lies beside them."""

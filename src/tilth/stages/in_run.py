@@ -34,8 +34,12 @@ class InRunEvaluation(EvaluateConfig):
     limit: int | None = Field(None, ge=1)
     rivals: bool = False
 
-    def hook(self, run: Path, stage: Path, pool_folder: Path, length: int, decided: dict[str, Any]) -> Every:
-        """The loop hook of a run; `decided` is what budget.json holds."""
+    def hook(self, run: Path, stage: Path, pool_folder: Path, length: int, decided: dict[str, Any],
+             processes: int = 1) -> Every:
+        """The loop hook of a run; `decided` is what budget.json holds. BadInput for a run of several processes."""
+        if processes > 1:
+            raise BadInput("Scores inside a run of several processes are not supported: leave `evaluation` out, and "
+                           "run `tilth track RUN --watch` in a process of its own.")
         steps = max(1, round(self.every * decided["steps"]) if self.every < 1 else int(self.every))
         return Every(steps, InRunHook(self, run, stage, pool_folder, length, steps))
 
@@ -52,9 +56,6 @@ class InRunHook:
         self.config = config.model_copy(update={"tasks": limited, "rivals": config.rivals})
 
     def __call__(self, loop: "Loop") -> dict[str, Any] | None:
-        if loop.processes.world > 1:
-            raise BadInput("Scores inside a run of several processes are not supported: leave `evaluation` out, and "
-                           "run `tilth track RUN --watch` in a process of its own.")
         before = self._points_before(loop.at.step)
         if not self._due(loop, before):
             return None

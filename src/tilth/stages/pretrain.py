@@ -309,7 +309,7 @@ class Pretraining:
     def _hooks(self) -> list[Every]:
         inside = self.stage.evaluation
         tasks = [] if inside is None else [inside.hook(self.context.run, self.context.folder, self.pool_folder,
-                                                       self.stage.length, self.decided)]
+                                                       self.stage.length, self.decided, self.processes.world)]
         folder = self.pool_folder / "held_out"
         if not folder.exists():
             if self.stage.sharpness is not None:

@@ -1,11 +1,14 @@
 """Scores inside a run: those of `tilth track`, within their budget, and training does not notice them."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
-from tilth.recipe import parse
+from tilth.recipe import BadInput, parse
 from tilth.recipe.files import read_json, read_json_lines
 from tilth.stages import Recipe
+from tilth.stages.in_run import InRunEvaluation
 from tilth.stages.runner import run_recipe
 from tilth.stages.track import Tracker
 from tilth.train.loop import Loop
@@ -109,3 +112,13 @@ def test_an_interrupted_run_measures_the_same_steps(place, inside, monkeypatch):
     assert [point["step"] for point in ours] == [point["step"] for point in theirs]
     assert [point["results"] for point in ours] == [point["results"] for point in theirs]
     assert spent(place / "broken")[-1]["flops"] == spent(inside)[-1]["flops"]
+
+
+def test_several_processes_and_missing_extras_are_refused_before_training(place, inside):
+    config = InRunEvaluation(**EVERYTHING)
+    with pytest.raises(BadInput, match="tilth track RUN --watch"):
+        config.hook(inside, inside / "pretrain", inside / "tokenize", 64, {"steps": 12}, processes=2)
+    if find_spec("lm_eval") is None:
+        harness = InRunEvaluation(tasks=[{"kind": "lm_eval", "name": "piqa"}])
+        with pytest.raises(BadInput, match="pip install"):
+            harness.hook(inside, inside / "pretrain", inside / "tokenize", 64, {"steps": 12})
