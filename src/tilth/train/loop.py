@@ -266,6 +266,8 @@ class Loop:
             torch.set_rng_state(state["torch_rng"])
             if self.judge is not None and "judge" in state:
                 self.judge.load_state_dict(state["judge"])
+        else:  # whatever the preparations drew, and in whichever process
+            torch.manual_seed(seeded(self.settings.seed, "global", self.processes.rank).initial_seed())
         self.metrics.cut_back(self.at.step)
 
 

@@ -82,6 +82,7 @@ class Manager:
         self.slots = [Slot.found(base + "a"), Slot.found(base + "b")]
         self.group: Group | None = None
         self.settled: Stamp | None = None  # the newest step that every member has whole, with its parity
+        self.checked: set[Stamp] = set()  # of which every byte was checked and nothing written since
         self.changed = threading.Condition()
         self.work: queue.Queue[Callable[[], None]] = queue.Queue()
         self.worker = {"pid": 0, "beat": 0.0, "ended": 0.0, "step": -1}
@@ -96,17 +97,21 @@ class Manager:
                 "slots": [slot.held().to_json() for slot in self.slots if slot.status != Status.EMPTY]}
 
     def on_holdings(self) -> dict[str, Any]:
-        """Headers of the shards that are whole, every byte checked; what is damaged is taken back, and said."""
+        """Headers of the shards that are whole: the newest with every byte checked, and if that is damaged the other
+        too. What is damaged is taken back, and said."""
         damaged = []
-        for slot in self.slots:
-            if slot.status < Status.CLEAN:
-                continue
+        whole = [slot for slot in self.slots if slot.status >= Status.CLEAN]
+        self.checked.clear()
+        for slot in sorted(whole, key=lambda one: one.stamp, reverse=True):
             try:
                 slot.checked_shard()
                 slot.checked_parity()
             except Damaged as error:
                 damaged.append(str(error))
                 slot.distrust()
+            else:
+                self.checked.add(slot.stamp)
+                break
         held = [slot.held().to_json() for slot in self.slots if slot.status >= Status.CLEAN]
         return {"held": held, "damaged": damaged, "worker": self.worker}
 
@@ -156,6 +161,7 @@ class Manager:
                 if not safe or self.settled != newer.stamp or self.group is not group:
                     raise Refused("late", f"the snapshot of step {newer.stamp.step} is not yet safe with every member"
                                           + (f": {self.trouble}" if self.trouble else ""))
+            self.checked.discard(slot.stamp if slot.region is not None else Stamp(step, incarnation))
             spare = 2 if all(one.region is None for one in self.slots) else 1  # the first must leave room for a second
             try:
                 slot.open(Stamp(step, incarnation), size,
@@ -194,6 +200,15 @@ class Manager:
     def on_get(self, step: int, incarnation: int) -> tuple[dict[str, Any], np.ndarray]:
         """The shard of a step, checked."""
         return {}, self._slot(Stamp(step, incarnation), Status.CLEAN).checked_shard()
+
+    def on_where(self, step: int, incarnation: int) -> dict[str, Any]:
+        """The region that holds the shard of a step, checked, for those on the same machine who map it."""
+        stamp = Stamp(step, incarnation)
+        slot = self._slot(stamp, Status.CLEAN)
+        if stamp not in self.checked:
+            slot.checked_shard()
+        assert slot.region is not None
+        return {"region": slot.region.path.name, "bytes": slot.held().bytes}
 
     def on_get_parity(self, step: int, incarnation: int) -> tuple[dict[str, Any], np.ndarray]:
         """The parity that this member keeps for a step, checked."""

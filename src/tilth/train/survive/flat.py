@@ -121,25 +121,29 @@ def unflatten(shards: Sequence[np.ndarray], own: int, layout: dict[str, Tensor] 
     """
     heads = [head_of(shard) for shard in shards]
     head, mine = heads[own]
-    common = np.empty(head["total"], np.uint8)
-    reached = 0
+    ranges: list[tuple[int, int, np.ndarray]] = []  # [begin, end) of the shared bytes, and the bytes
     for other, part in heads:
-        if other["begin"] != reached or other["table"] != head["table"]:
+        if other["begin"] != (ranges[-1][1] if ranges else 0) or other["table"] != head["table"]:
             raise ValueError("these shards do not belong to one state")
-        reached = other["end"]
-        common[other["begin"]:reached] = part[other["own"]:other["own"] + reached - other["begin"]]
-    if reached != head["total"]:
+        ranges.append((other["begin"], other["end"], part[other["own"]:]))
+    if ranges[-1][1] != head["total"]:
         raise ValueError("these shards are not all of a state")
-    tensors = {name: _tensor(common if shared else mine, entry, spread, (layout or {}).get(path_of(name)))
+    alone = [(0, head["own"], mine)]
+    tensors = {name: _tensor(ranges if shared else alone, entry, spread, (layout or {}).get(path_of(name)))
                for name, *entry, shared, spread in head["tensors"]}
     return decode(head["tree"], tensors)
 
 
-def _tensor(whole: np.ndarray, entry: list[Any], spread: list[int] | None, model: Tensor | None) -> Tensor:
+def _tensor(ranges: list[tuple[int, int, np.ndarray]], entry: list[Any], spread: list[int] | None,
+            model: Tensor | None) -> Tensor:
     dtype, shape, at, size = entry
     tensor = torch.empty(shape, dtype=getattr(torch, dtype))
     if size:
-        tensor.reshape(-1).view(torch.uint8).numpy()[:] = whole[at:at + size]
+        target = tensor.reshape(-1).view(torch.uint8).numpy()
+        for begin, end, part in ranges:
+            low, high = max(begin, at), min(end, at + size)
+            if low < high:
+                target[low - at:high - at] = part[low - begin:high - begin]
     if spread is None:
         return tensor
     if not isinstance(model, DTensor):

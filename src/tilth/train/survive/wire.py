@@ -63,8 +63,8 @@ class Client:
     """One connection to a manager. OSError, EOFError: the manager is gone; Refused: it cannot do what was asked."""
 
     def __init__(self, address: Address, key: bytes | None = None):
-        local = address["host"] == socket.gethostname() and os.path.exists(address["socket"])
-        if local:
+        self.local = address["host"] == socket.gethostname() and os.path.exists(address["socket"])
+        if self.local:
             self._connection: Connection = connect(address["socket"], "AF_UNIX")
         elif address.get("tcp"):
             self._connection = connect(tuple(address["tcp"]), "AF_INET", authkey=key)
