@@ -62,8 +62,7 @@ class Chaos:
         """Rounds until `times` faults have been injected in rounds that ended; the result as result.json holds it."""
         busy = BadInput(f"Another tilth process is working in {self.folder}. Wait for it, or choose another --folder.")
         with locked(self.folder / ".lock", lambda: busy):
-            self._check_same()
-            self._undisturbed()
+            self.prepare()
             while (done := len(self._faults())) < times:
                 number = 1 + max((line["round"] for line in self._lines()), default=0)
                 say(f"chaos: round {number}, {done} of {times} faults so far")
@@ -72,6 +71,11 @@ class Chaos:
             write_json(self.folder / "result.json", result)
         say(table(result))
         return result
+
+    def prepare(self) -> None:
+        """The run that nobody disturbs, if it was not made yet."""
+        self._check_same()
+        self._undisturbed()
 
     def _check_same(self) -> None:
         asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes}
