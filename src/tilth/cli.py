@@ -28,6 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable las
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes for curation and evaluation.")]
 MicroRows = Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass (default: the most that fit).")]
+Engine = Annotated[str, typer.Option(help="Where curation runs: local, or ray (a cluster, by RAY_ADDRESS).")]
 Compile = Annotated[bool, typer.Option(help="Compile the blocks of the model (needs a C++ compiler).")]
 Shard = Annotated[bool, typer.Option("--shard", help="Under torchrun: spread weights, gradients and moments over the "
                                                      "processes (FSDP2), instead of a whole copy in each.")]
@@ -42,10 +43,12 @@ Model = Annotated[Path, typer.Argument(help="A run, a model folder of Tilth, or 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 
 
-def _hardware(device: str = "auto", micro_rows: int | None = None, workers: int = 1, **parallel: Any) -> Any:
+def _hardware(device: str = "auto", micro_rows: int | None = None, workers: int = 1, engine: str = "local",
+              **parallel: Any) -> Any:
+    from tilth.data.engines import engine_of
     from tilth.stages import Hardware
     from tilth.train.parallel import settings_of
-    return Hardware(device, micro_rows, workers, settings_of(**parallel))
+    return Hardware(device, micro_rows, workers, engine_of(engine), settings_of(**parallel))
 
 
 def _finish(as_json: bool, result: Any) -> None:
@@ -61,12 +64,13 @@ def _command() -> str:
 def run(recipe: RecipeName, changes: Changes = None, folder: Folder = None, device: Device = "auto",
         micro_rows: MicroRows = None, workers: Workers = 1, compile: Compile = False, shard: Shard = False,
         replicas: Replicas = 1, tensor: Tensor = 1, context: ContextWays = 1, remember: RememberWhat = "all",
+        engine: Engine = "local",
         new: Annotated[bool, typer.Option("--new", help="Remove an earlier run in the folder first.")] = False,
         as_json: Json = False) -> None:
     """The whole road of a recipe; interrupted, the same command goes on where it stopped."""
     from tilth.stages.commands import run_named
-    hardware = _hardware(device, micro_rows, workers, compile=compile, shard=shard, replicas=replicas, tensor=tensor,
-                         context=context, remember=remember)
+    hardware = _hardware(device, micro_rows, workers, engine, compile=compile, shard=shard, replicas=replicas,
+                         tensor=tensor, context=context, remember=remember)
     _finish(as_json, run_named(recipe, changes or [], folder, hardware, new, _command()))
 
 
@@ -112,10 +116,10 @@ def curate(inputs: Annotated[list[str], typer.Argument(help="Files, folders or g
                                                             "library.")],
            output: Output, rules: Annotated[Path | None, typer.Option(help="YAML with the fields of a curate stage "
                                                                       "(rules, attributes, held_out ...).")] = None,
-           workers: Workers = 1, as_json: Json = False) -> None:
+           workers: Workers = 1, engine: Engine = "local", as_json: Json = False) -> None:
     """Raw inputs to documents with attributes, a held-out part, and a report of every rule."""
     from tilth.stages.commands import curate_inputs
-    _finish(as_json, curate_inputs(inputs, output, rules, workers))
+    _finish(as_json, curate_inputs(inputs, output, rules, workers, engine))
 
 
 @app.command()

@@ -28,7 +28,7 @@ from tilth.curate.pipeline import Pipeline
 from tilth.curate.rules import RULES, CorpusCut, CorpusRule, DocumentRule, Rule, expanded
 from tilth.curate.shards import Plan, Shard, first_pass, second_pass, summary_of
 from tilth.data import locations
-from tilth.data.engines import map_shards
+from tilth.data.engines import Engine, map_shards
 from tilth.data.inputs import INPUTS, Input
 from tilth.recipe import BadInput, Config, Progress, one_of, say
 from tilth.recipe.files import read_json, write_json, writing
@@ -56,19 +56,21 @@ class CurateConfig(Config):
         """`[{path, size, sha256}]` of the files beside the inputs that rules and attributes read."""
         return _fingerprints([*self.attributes, *expanded(self.rules)])
 
-    def curate(self, folder: Path | str, seed: int, workers: int = 1) -> dict[str, Any]:
+    def curate(self, folder: Path | str, seed: int, workers: int = 1, engine: Engine = "local") -> dict[str, Any]:
         """Curate into a folder; see `curate`."""
         return curate(self.inputs, self.rules, self.attributes, self.exact_duplicates, self.held_out, folder, seed,
-                      workers)
+                      workers, engine=engine)
 
 
 def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequence[Attribute] = (),
            exact_duplicates: bool = True, held_out: HeldOut | None = None, folder: Path | str = "curate",
-           seed: int = 0, workers: int = 1, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+           seed: int = 0, workers: int = 1, shard_bytes: int = SHARD_BYTES,
+           engine: Engine = "local") -> dict[str, Any]:
     """Write the curated folder and return its report.
 
-    `workers` processes share the shards (a shard is whole files of about `shard_bytes` stored bytes). What another
-    recipe left in the folder is replaced. BadInput for inputs or rules that cannot be used, and for an empty corpus.
+    `workers` processes, here or on a cluster (`engine`), share the shards (a shard is whole files of about
+    `shard_bytes` stored bytes). What another recipe left in the folder is replaced. BadInput for inputs or rules that
+    cannot be used, and for an empty corpus.
     """
     document_rules, corpus_rules = _sorted_rules(expanded(rules), exact_duplicates)
     plan = Plan(Path(folder), seed, tuple(attributes), document_rules, corpus_rules, held_out)
@@ -78,7 +80,7 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     finished = _prepare(plan, identity)
     if finished is not None:
         return finished
-    _first_passes(plan, shards, workers)
+    _first_passes(plan, shards, workers, engine)
     summaries = [read_json(plan.part(shard.number, "summary")) for shard in shards]
     quarantined = _quarantined(summaries)
     if not summary_of(summaries, "read").documents:
@@ -87,7 +89,7 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     _make_room(plan)
     write_clusters(plan, shards, clusters)
     held_part = write_held_out(plan, shards, decisions)
-    _second_passes(plan, shards, decisions, workers)
+    _second_passes(plan, shards, decisions, workers, engine)
     result = _report(plan, shards, identity, summaries, quarantined, held_part)
     _finish(plan, shards, result)
     return result
@@ -184,26 +186,28 @@ def _make_room(plan: Plan) -> None:
         write_json(done, True)
 
 
-def _first_passes(plan: Plan, shards: list[Shard], workers: int) -> None:
+def _first_passes(plan: Plan, shards: list[Shard], workers: int, engine: Engine) -> None:
     todo = [shard for shard in shards if not plan.part(shard.number, "summary").exists()]
-    _run("read and apply rules", first_pass, plan, [(plan, shard) for shard in todo], shards, workers)
+    _run("read and apply rules", first_pass, plan, [(plan, shard) for shard in todo], shards, workers, engine)
 
 
-def _second_passes(plan: Plan, shards: list[Shard], decisions: list[pl.DataFrame], workers: int) -> None:
+def _second_passes(plan: Plan, shards: list[Shard], decisions: list[pl.DataFrame], workers: int,
+                   engine: Engine) -> None:
     todo = [(plan, shard, decided) for shard, decided in zip(shards, decisions, strict=True)
             if not plan.part(shard.number, "second-summary").exists()]
-    _run("write documents", second_pass, plan, todo, shards, workers)
+    _run("write documents", second_pass, plan, todo, shards, workers, engine)
 
 
-def _run(what: str, work: Any, plan: Plan, todo: list[Any], shards: list[Shard], workers: int) -> None:
+def _run(what: str, work: Any, plan: Plan, todo: list[Any], shards: list[Shard], workers: int,
+         engine: Engine) -> None:
     total = sum(shard.stored_bytes for shard in shards)
     done = total - sum(task[1].stored_bytes for task in todo)
     if done and todo:
         say(f"  {what}: {len(shards) - len(todo)} of {len(shards)} shards were finished before")
     progress = Progress(what, total, "B", done)
-    if workers <= 1:  # in this process a shard can tell how far it is
+    if workers <= 1 and engine == "local":  # in this process a shard can tell how far it is
         todo = [(*task, lambda within: progress.update(done + within)) for task in todo]
-    for task in map_shards(work, todo, workers):
+    for task in map_shards(work, todo, workers, engine):
         done += task[1].stored_bytes
         progress.update(done)
 

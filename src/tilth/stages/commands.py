@@ -44,13 +44,15 @@ def up_to(recipe: Recipe, kind: str) -> Recipe:
                                                 if name in wanted}})
 
 
-def curate_inputs(inputs: Sequence[str], output: Path, rules: Path | None, workers: int) -> dict[str, Any]:
+def curate_inputs(inputs: Sequence[str], output: Path, rules: Path | None, workers: int,
+                  engine: str = "local") -> dict[str, Any]:
     """The curate stage on its own."""
+    from tilth.data.engines import engine_of
     from tilth.stages.curate import CurateStage
     fields = {} if rules is None else yaml.safe_load(rules.read_text(encoding="utf-8")) or {}
     fields["inputs"] = [{"kind": "stdlib"} if one == "stdlib" else {"kind": "auto", "path": one} for one in inputs]
     stage = parse(CurateStage, fields, "curate")
-    summary = stage.run(Context(output.parent, output, hardware=Hardware(workers=workers)))
+    summary = stage.run(Context(output.parent, output, hardware=Hardware(workers=workers, engine=engine_of(engine))))
     say(f"documents, attributes and report.json are in {output}")
     return summary
 

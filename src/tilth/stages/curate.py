@@ -21,7 +21,7 @@ class CurateStage(CurateConfig, Stage):
         return [*(one for item in self.inputs for one in item.fingerprint()), *self.side_files()]
 
     def run(self, context: Context) -> dict[str, Any]:
-        report = self.curate(context.folder, self.seed, context.hardware.workers)
+        report = self.curate(context.folder, self.seed, context.hardware.workers, context.hardware.engine)
         held_out = report.get("held_out") or {}
         say(f"  kept {report['kept']['documents']} of {report['read']['documents']} documents "
             f"({quantity(report['kept']['bytes'], 'B')}), held out {held_out.get('documents', 0)} "

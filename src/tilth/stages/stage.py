@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from tilth.data.engines import Engine
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import read_json
 from tilth.recipe.frame import Config, nearest, one_of
@@ -17,12 +18,13 @@ from tilth.train.processes import Processes
 
 @dataclass
 class Hardware:
-    """Arguments of a run that are not part of what its result is. workers: processes for curation; parallel: how
-    training is spread over the processes that torchrun or srun started."""
+    """Arguments of a run that are not part of what its result is. workers: processes for curation; engine: where
+    they run; parallel: how training is spread over the processes that torchrun or srun started."""
 
     device: str = "auto"
     micro_rows: int | None = None
     workers: int = 1
+    engine: Engine = "local"
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
 
 
