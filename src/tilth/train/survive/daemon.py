@@ -85,7 +85,7 @@ class Manager:
         self.checked: set[Stamp] = set()  # of which every byte was checked and nothing written since
         self.changed = threading.Condition()
         self.work: queue.Queue[Callable[[], None]] = queue.Queue()
-        self.worker = {"pid": 0, "beat": 0.0, "ended": 0.0, "step": -1}
+        self.worker: dict[str, Any] = {"pid": 0, "beat": 0.0, "ended": 0.0, "step": -1}
         self.contact = time.monotonic()
         self.trouble = ""
         self.tcp: list[Any] | None = None  # [host, port] for managers of other machines
@@ -301,8 +301,8 @@ class Manager:
                 self.contact = time.monotonic()
                 limit = self.settings.hang_seconds
                 if limit and time.time() - self.worker["beat"] > limit + 3:  # 3 s: the worker's own watchdog goes first
-                    end_worker(int(self.worker["pid"]))
                     self.worker["ended"] = time.time()
+                    end_worker(int(self.worker["pid"]))
             elif time.monotonic() - self.contact > self.settings.linger_seconds:
                 self.clear()
 
@@ -325,19 +325,19 @@ class Manager:
 
     def talk(self, connection: Connection) -> None:
         """Answer one connection until it ends."""
-        lives = False
+        worker: dict[str, Any] | None = None  # whose life this connection is
         try:
             while True:
                 head, _ = wire.receive(connection)
                 self.contact = time.monotonic()
                 what = head.pop("ask")
-                lives = lives or what == "live"
                 answer = self.answer(what, head)
+                worker = self.worker if what == "live" else worker
                 if answer is not None:
                     wire.send(connection, *answer)
         except (OSError, EOFError):
-            if lives:
-                self.worker["ended"] = time.time()
+            if worker is not None:
+                worker["ended"] = worker["ended"] or time.time()
 
     def answer(self, what: str, fields: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None] | None:
         try:
