@@ -6,6 +6,7 @@ Text is cut into tokens as the harness's own Hugging Face backend does it, so bo
 that format has no end-of-text token in front, unless `begin` is set.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,8 +66,17 @@ def harness_model(likelihood: Likelihood, tokenizer: Any, begin: bool = False, m
             return found
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            return [_written(likelihood, tokenizer, self.tok_encode(text), settings, max_tokens)
-                    for text, settings in (request.args for request in requests)]
+            asked = [request.args for request in requests]
+            groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+            for number, (_, settings) in enumerate(asked):
+                groups[_stops(settings, max_tokens, likelihood.length)].append(number)
+            written = [""] * len(asked)
+            for (until, tokens), numbers in groups.items():
+                prompts = [np.array((self.tok_encode(asked[one][0]) or [tokenizer.end_of_text])[
+                    -(likelihood.length - tokens):], np.int64) for one in numbers]
+                for one, text in zip(numbers, write_after(likelihood, tokenizer, prompts, tokens, until), strict=True):
+                    written[one] = text
+            return written
 
     return TilthLM()
 
@@ -77,15 +87,13 @@ def _request(context: Sequence[int], continuation: Sequence[int], length: int) -
     return Request(np.array(context[-kept:], np.int64), np.array(continuation, np.int64))
 
 
-def _written(likelihood: Likelihood, tokenizer: Any, prompt: list[int], settings: dict[str, Any],
-             max_tokens: int) -> str:
+def _stops(settings: dict[str, Any], max_tokens: int, length: int) -> tuple[tuple[str, ...], int]:
+    """Where an answer ends: its stop texts and its tokens; BadInput for sampled answers."""
     if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
         raise BadInput("The harness asks for sampled text; only greedy answers (do_sample: false) are the same twice.")
     until = settings.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    tokens = min(int(settings.get("max_gen_toks", max_tokens)), likelihood.length - 1)
-    ids = np.array((prompt or [tokenizer.end_of_text])[-(likelihood.length - tokens):], np.int64)
-    return write_after(likelihood, tokenizer, [ids], tokens, until)[0]
+    tokens = min(int(settings.get("max_gen_toks", max_tokens)), length - 1)
+    return ((until,) if isinstance(until, str) else tuple(until)), tokens
 
 
 class HarnessTask(Task):
