@@ -323,7 +323,10 @@ class Pretraining:
 
     def run(self) -> dict[str, Any]:
         config = self.model.config
-        say(f"  {quantity(config.parameters())} parameters, {self.decided['steps']} steps of "
+        used = config.parameters(active=True)
+        active = f" ({quantity(used)} active for a token)" if used != config.parameters() else ""
+        trained = f", {quantity(counted(self.model)[1])} of them trained" if self.stage.lora is not None else ""
+        say(f"  {quantity(config.parameters())} parameters{active}{trained}, {self.decided['steps']} steps of "
             f"{self.decided['rows']} x {self.stage.length} positions ({self.decided['micro_rows']} rows at a time), "
             f"{self.precision} on {self.device}")
         loop = self.loop()
