@@ -16,8 +16,9 @@ from dolma.core.registry import TaggerRegistry
 from dolma.taggers import *  # noqa: F403 registers the taggers
 
 TAGGERS = ("gopher_v1", "gopher_v2", "c4_v1", "c4_v2", "code_redpajama_taggers_v1", "code_copyright_comments_v1",
-           "char_length_strip_ws_v1", "whitespace_tokenizer_v1")
-SPANS = ("lines_with_no_ending_punctuation", "lines_with_too_few_words", "copyright_notice", "comment_block")
+           "char_length_strip_ws_v1", "whitespace_tokenizer_v1", "pii_regex_with_counts_fast_v2")
+SPANS = ("lines_with_no_ending_punctuation", "lines_with_too_few_words", "copyright_notice", "comment_block",
+         "EMAIL_ADDRESS", "PHONE_NUMBER", "IP_ADDRESS")
 
 
 def document_of(record):

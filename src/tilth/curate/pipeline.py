@@ -96,6 +96,7 @@ class Pipeline:
             self._take(state, measurements)
             alive = dropped_by.is_null().to_numpy()
             tally.seen.add(Amount.of(_sizes(state.frame), alive))
+            self._count(state, rule, tally, alive)
             self._rewrite(state, rule, tally, alive)
             dropped = self._drop(state, rule, tally, alive)
             name = pl.when(pl.Series(dropped)).then(pl.lit(tally.name)).otherwise(dropped_by)
@@ -114,6 +115,10 @@ class Pipeline:
                 state.frame = state.frame.with_columns(measured)
             for name, stored in step.stored.items():
                 state.stored[stored] = state.frame[name].alias(stored)
+
+    def _count(self, state: State, rule: DocumentRule, tally: Tally, alive: np.ndarray) -> None:
+        for name, expression in rule.counts().items():
+            tally.found[name] += int(state.frame.filter(alive).select(expression.cast(pl.Int64).sum()).item() or 0)
 
     def _rewrite(self, state: State, rule: DocumentRule, tally: Tally, alive: np.ndarray) -> None:
         expression = rule.rewrites()
@@ -170,4 +175,4 @@ def _add_rewritten(tally: Tally, before: pl.DataFrame, text: pl.Series, changed:
     for at in np.flatnonzero(changed)[:EXAMPLES].tolist():
         old, new = before["text"][at], text[at]
         place = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        tally.example(before["id"][at], old[max(0, place - 100):place + 200], f"rewritten from character {place} on")
+        tally.example(before["id"][at], old[max(0, place - 100):place + 800], f"rewritten from character {place} on")

@@ -13,10 +13,12 @@ from tilth import __version__
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 300
 
-# Masks for examples only (a report is shown around); finding personal data in a corpus is a rule's work. All three
+# Masks for examples only (a report is shown around); finding personal data in a corpus is a rule's work. They
 # are applied to a few hundred characters and cannot backtrack far.
 PERSONAL = ((re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8}"), "[e-mail]"),
             (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "[IP address]"),
+            (re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){7}|(?:[0-9A-Fa-f]{1,4}:){1,6}"
+                        r"(?::[0-9A-Fa-f]{1,4}){1,6})(?![\w:])"), "[IP address]"),
             (re.compile(r"(?<![\w.])\+?\d(?:[ ()./-]{0,2}\d){8,14}(?![\w.])"), "[phone number]"))
 
 
@@ -60,6 +62,7 @@ class Tally:
     def __init__(self, name: str):
         self.name = name
         self.seen, self.dropped, self.rewritten = Amount(), Amount(), Amount()
+        self.found: Counter[str] = Counter()  # what the rule says it counts
         self.examples: list[dict[str, str]] = []
 
     def example(self, identity: str, text: str, why: str) -> None:
@@ -71,12 +74,14 @@ class Tally:
 
     def as_json(self) -> dict[str, Any]:
         parts = {part: getattr(self, part).as_json() for part in self.PARTS}
-        return {"name": self.name, **parts, "examples": self.examples}
+        return {"name": self.name, **parts, **({"found": dict(self.found)} if self.found else {}),
+                "examples": self.examples}
 
     def merge(self, value: dict[str, Any]) -> None:
         """Add the counts of another shard's tally (as JSON), and its examples while there is room."""
         for part in self.PARTS:
             getattr(self, part).add(Amount.from_json(value[part]))
+        self.found.update(value.get("found", {}))
         self.examples += value["examples"][:EXAMPLES - len(self.examples)]
 
 

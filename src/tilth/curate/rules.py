@@ -74,6 +74,10 @@ class DocumentRule(Rule):
         """The new text. Null leaves the text as it is."""
         return None
 
+    def counts(self) -> dict[str, pl.Expr]:
+        """What the report adds up over the documents that the rule saw: whole numbers by name, before it acts."""
+        return {}
+
     def why(self) -> pl.Expr:
         """The reason, as text, for the report's examples."""
         return pl.lit(self.title())
@@ -295,15 +299,19 @@ RULES: dict[str, type[Rule] | str] = {
     "code": "tilth.curate.sets.code:Code",
     "dolma_books": "tilth.curate.sets.dolma:DolmaBooks",
     "dolma_web": "tilth.curate.sets.dolma:DolmaWeb",
+    "drop_foreign_lines": "tilth.curate.language_rules:DropForeignLines",
     "drop_lines": "tilth.curate.sets.line_rules:DropLines",
     "drop_urls": "tilth.curate.sets.urls:DropUrls",
     "fineweb": "tilth.curate.sets.fineweb:FineWeb",
     "gopher_quality": "tilth.curate.sets.gopher:GopherQuality",
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
+    "keep_languages": "tilth.curate.language_rules:KeepLanguages",
     "licence_header": "tilth.curate.sets.code:LicenceHeader",
+    "mask_personal_data": "tilth.curate.personal_rules:MaskPersonalData",
     "mask_secrets": "tilth.curate.sets.code:MaskSecrets",
     "multilingual": "tilth.curate.sets.multilingual:Multilingual",
     "normalize_chinese": "tilth.curate.sets.chinese:NormalizeChinese",
+    "personal_data": "tilth.curate.personal_rules:PersonalDataRules",
     "sample": "tilth.curate.sets.sampling:Sample",
     "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetition",
 }
