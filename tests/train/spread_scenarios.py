@@ -103,6 +103,7 @@ SCENARIOS = {
     "experts": (ParallelSettings(), mixed),
     "experts_shard": (ParallelSettings("shard", remember="inputs"), mixed),
     "capacity": (ParallelSettings("shard", remember="products"), lambda: mixed(capacity=1.0)),
+    "unbalanced": (ParallelSettings(context=2), lambda: plain(**mixed(balance=0.0, router_z=0.1))),
     "adapted": (ParallelSettings("shard"), lambda: {"learner": adapted(), "average": Ema(decay=0.5)}),
     "resume": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),
     "again": (ParallelSettings("shard"), lambda: {"optimizer": Muon(lr=1e-2)}),  # stopped after two steps

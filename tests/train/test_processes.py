@@ -36,7 +36,7 @@ def together(tmp_path_factory) -> Path:
     pool_stream(folder / "pool")
     launch(folder, 2, "replicate", "shard", "tensor", "context", "muon", "hardest", "hardest_shard", "towers",
            "resume:2", "again", "experts", "experts_shard", "capacity",
-           "adapted")
+           "unbalanced", "adapted")
     shutil.copytree(folder / "resume", folder / "half")
     launch(folder, 4, "hybrid", "tensor_shard", "context_shard", "resume")
     return folder
@@ -46,7 +46,8 @@ def together(tmp_path_factory) -> Path:
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     pool_stream(folder / "pool")
-    for name in ("replicate", "muon", "hardest", "towers", "experts", "capacity", "adapted"):
+    for name in ("replicate", "muon", "hardest", "towers", "experts", "capacity", "unbalanced",
+                 "adapted"):
         run(folder, name, Processes(), ALONE)
     return folder
 
@@ -63,7 +64,7 @@ SAME = [("replicate", "replicate"), ("shard", "replicate"), ("hybrid", "replicat
         ("tensor_shard", "replicate"), ("context", "replicate"), ("context_shard", "replicate"), ("muon", "muon"),
         ("hardest", "hardest"), ("hardest_shard", "hardest"), ("towers", "towers"), ("resume", "muon"),
         ("experts", "experts"), ("experts_shard", "experts"), ("capacity", "capacity"),
-        ("adapted", "adapted")]
+        ("unbalanced", "unbalanced"), ("adapted", "adapted")]
 
 
 @pytest.mark.parametrize(("name", "reference"), SAME)
