@@ -18,8 +18,8 @@ import numpy as np
 
 from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.train.survive import manager, wire
+from tilth.train.survive.account import LOG
 from tilth.train.survive.members import MARK
-from tilth.train.survive.snapshots import LOG
 from tilth.trial.chaos import Chaos, differs
 from tilth.trial.faults import Target, node, nodes, worker
 from tilth.trial.survival import ARMS

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -312,13 +313,20 @@ def test_weights_changed_during_the_copy_cannot_mix_two_steps(tmp_path):
             snapshots = snapshots_of(seat, tmp_path / str(fenced), bucket_mib=2048 / 2**20,
                                      stays=lambda tensor: tensor.data_ptr() == weights.data_ptr())
             restore(snapshots)
-            snapshots.copier.before_bucket = lambda number: time.sleep(0.02)
+            half, moved = threading.Event(), threading.Event()
+
+            def slow(number: int, fenced=fenced) -> None:
+                if fenced:
+                    time.sleep(0.02)
+                elif number == 2:
+                    half.set()
+                    moved.wait(20)
+
+            snapshots.copier.before_bucket = slow
             snapshots.begin(1, {"at": {"step": 1}, "weights": weights})
-            if fenced:
-                snapshots.fence()
-            else:
-                time.sleep(0.05)
+            snapshots.fence() if fenced else half.wait(20)
             weights += 1  # the optimizer's step
+            moved.set()
             snapshots.fence()
             snapshots.members.client().ask("safe", step=1, incarnation=snapshots.members.incarnation, wait=30.0)
             crash(snapshots)

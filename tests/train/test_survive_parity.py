@@ -1,6 +1,7 @@
 """Parity, placement, survival and intervals: exact worked values, and every loss rebuilt byte for byte."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilth.recipe import BadInput
+from tilth.train.survive.account import account
 from tilth.train.survive.interval import Lost, advise, lost_share, survival, young_interval
 from tilth.train.survive.parity import Layout, NoParity, Parity, TooFewShards, Xor, parity_of, rebuild, xor
 from tilth.train.survive.placement import place
@@ -198,3 +200,19 @@ def test_no_group_has_more_ranks_of_a_domain_than_it_may_lose(domains, losses):
 def test_ranks_that_cannot_protect_each_other_are_bad_input(domains, losses):
     with pytest.raises(BadInput, match="failure domain 'a'"):
         place(list(domains), losses)
+
+
+def test_account_of_a_run_from_its_own_files(tmp_path):
+    steps = [{"step": step, "loss": 1.0, "seconds": step * 0.5} for step in range(1, 41)]
+    for number, line in enumerate(steps[10::10], 1):  # a snapshot of 0.02 s each ten steps
+        line |= {"snapshot_step": line["step"] - 1.0, "snapshot_seconds": 0.02 * number}
+    recovery = {"path": "memory", "steps_again": 10, "detect": 1.0, "restart": 3.0, "load": 0.5, "first_step": 0.1}
+    for name, lines in (("metrics.jsonl", steps), ("recoveries.jsonl", [recovery, {**recovery, "detect": None}])):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = account(tmp_path, 10)
+    whole = 20 + 10 + 0.1 + 8.0  # trained, trained again, snapshots, restarts
+    assert found["lost"]["failures"] == 2 and found["lost"]["snapshots"] == 5
+    assert found["share"] == pytest.approx((0.1 + 10 + 8) / whole)
+    assert found["advised_steps"] == round(young_interval(0.02, whole / 2) / 0.5)
+    assert found["forecast"] == pytest.approx(0.02 / 5 + (2.5 + 4) / (whole / 2))
+    assert account(tmp_path / "nothing", 10)["share"] == 0

@@ -15,6 +15,7 @@ from tilth.report.reading import Run, read_run
 from tilth.report.scores import read_scores
 from tilth.report.sections import cost, curves, data, facts, headline, samples, scores_section, training_data
 from tilth.report.sources import read_sources
+from tilth.report.survival import survival
 from tilth.report.templating import environment
 from tilth.report.tracking import tracking
 
@@ -46,6 +47,7 @@ def render(run: Run, written: datetime | None = None) -> str:
         "data": data(run),
         "samples": samples(run),
         "cost": cost(run, train),
+        "survival": survival(run),
         "facts": facts(run),
     }
     moment = (written or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")

@@ -59,6 +59,13 @@ class Run:
         path = stage.folder / file if stage else None
         return self._try(path, read_json) if path and path.exists() else None
 
+    def json_lines(self, kind: str, file: str) -> list[dict[str, Any]]:
+        """The objects in a JSON-lines file of the last stage of a kind."""
+        stage = self.stage(kind)
+        path = stage.folder / file if stage else None
+        lines = self._try(path, read_json_lines) if path and path.exists() else None
+        return [line for line in lines or [] if isinstance(line, dict)]
+
     def own(self, file: str) -> Any:
         """A JSON file beside the stages, or None."""
         path = self.folder / file

@@ -33,8 +33,8 @@ from tilth.stages.commands import up_to
 from tilth.stages.load import load_recipe
 from tilth.stages.stage import Recipe
 from tilth.train.survive import manager, wire
+from tilth.train.survive.account import LOG
 from tilth.train.survive.members import MARK, Survive
-from tilth.train.survive.snapshots import LOG
 from tilth.trial.faults import KINDS, Target, faults, moments, small_file_system, worker
 from tilth.trial.trial import only, with_stage
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tilth.recipe.console import say
 from tilth.recipe.errors import BadInput
-from tilth.recipe.files import append_json_line
+from tilth.recipe.files import append_json_line, write_json
+from tilth.train.survive.account import LOG, account
 from tilth.train.survive.copier import Copier
 from tilth.train.survive.exchange import Exchange
 from tilth.train.survive.flat import flatten
@@ -18,8 +19,6 @@ from tilth.train.survive.members import Members, Survive
 from tilth.train.survive.restoring import Layout, PathOf, Restart, Restoring
 from tilth.train.survive.watchdog import Watchdog
 from tilth.train.survive.wire import Refused
-
-LOG = "recoveries.jsonl"
 
 
 class Snapshots:
@@ -111,5 +110,7 @@ class Snapshots:
         self.copier.stop()
         if over:
             self.members.end()
+            if self.members.exchange.rank == 0:
+                write_json(self.folder / "survived.json", account(self.folder, self.settings.snapshot_steps))
         if self.watchdog is not None:
             self.watchdog.stop()
