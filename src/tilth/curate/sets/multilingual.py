@@ -13,10 +13,12 @@ import polars as pl
 from pydantic import Field
 
 from tilth.curate.attributes import TEXT, Attribute, record_column
+from tilth.curate.language import DETECTORS, Detector
 from tilth.curate.rules import Keep, Rule, RuleSet
 from tilth.curate.sets.fineweb import FineWeb
 from tilth.curate.sets.frame import Limit
 from tilth.curate.sets.gopher import GopherQuality, as_word
+from tilth.recipe import one_of
 
 # The most frequent words that are short, and words of hardly any other language taken together.
 STOP_WORDS: dict[str, list[str]] = {code: words.split() for code, words in {
@@ -45,16 +47,34 @@ STOP_WORDS: dict[str, list[str]] = {code: words.split() for code, words in {
 UNSPACED = ["zh", "ja", "th", "lo", "km", "my", "bo", "yue", "wuu"]
 
 
-class LanguageStopWords(Attribute):
+class OfLanguage(Attribute):
+    """Base of what depends on the document's language: a column or key of the metadata (`language`), or, where the
+    records do not say, what a `detector` finds."""
+
+    language: str = "metadata.language"
+    detector: one_of(Detector, DETECTORS) | None = None  # type: ignore[valid-type]
+
+    def reads(self) -> list[str]:
+        return self.detector.reads() if self.detector is not None else []
+
+    def codes(self, records: pl.DataFrame) -> pl.Series:
+        """The first letters of the code (`pt` of `pt-BR`); null if unknown."""
+        if self.detector is not None:
+            given = self.detector.of(records["text"])["language"]
+        else:
+            given = records.select(record_column(self.language)).to_series()
+        return given.str.to_lowercase().str.extract("^([a-z]+)")
+
+
+class LanguageStopWords(OfLanguage):
     """How many different stop words of the document's language occur; null for a language without a list."""
 
     kind: str = "language_stop_words"
-    language: str = "metadata.language"
     stop_words: dict[str, list[str]] = Field(default_factory=lambda: dict(STOP_WORDS))
 
     def measure(self, records: pl.DataFrame) -> pl.DataFrame:
         # Language by language, so that a document is searched for the words of its own only.
-        language = records.select(record_column(self.language).str.to_lowercase().str.extract("^([a-z]+)")).to_series()
+        language = self.codes(records)
         counts = np.full(records.height, -1, np.int64)
         for code, words in sorted(self.stop_words.items()):
             at = np.flatnonzero((language == code).fill_null(False).to_numpy())
@@ -65,19 +85,18 @@ class LanguageStopWords(Attribute):
         return pl.DataFrame({self.columns()[0]: column})
 
 
-class IsUnspaced(Attribute):
+class IsUnspaced(OfLanguage):
     """1 if the text is written without spaces between words, by its language or, without one, by its letters."""
 
     kind: str = "unspaced"
-    language: str = "metadata.language"
     unspaced: list[str] = Field(default_factory=lambda: list(UNSPACED))
 
-    def expression(self) -> pl.Expr:
+    def measure(self, records: pl.DataFrame) -> pl.DataFrame:
         scripts = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
         letters = TEXT.str.count_matches(r"\p{L}")
         by_letters = TEXT.str.count_matches(scripts) * 2 > letters
-        known = record_column(self.language).str.to_lowercase().str.extract("^([a-z]+)").is_in(self.unspaced)
-        return pl.coalesce(known, by_letters).cast(pl.Int64)
+        known = self.codes(records).is_in(self.unspaced)
+        return records.select(pl.coalesce(known, by_letters).cast(pl.Int64).alias(self.columns()[0]))
 
 
 class StopWordsIfKnown(Keep):
@@ -113,14 +132,15 @@ class Multilingual(RuleSet):
     """Gopher's and FineWeb's rules (default profiles) for documents of many languages.
 
     `language` is a column or a key of the metadata with a language code; what follows the first letters (`pt-BR`) does
-    not matter. `stop_words` adds to the built-in lists, or replaces those of a language. Thresholds of the sets within
-    are given as `gopher` and `fineweb`.
+    not matter. `detector` finds the language where the records do not say it. `stop_words` adds to the built-in lists,
+    or replaces those of a language. Thresholds of the sets within are given as `gopher` and `fineweb`.
     """
 
     WORD_LIMITS: ClassVar[tuple[str, ...]] = ("words", "word_length", "alphabetic_words", "newlines")
 
     kind: str = "multilingual"
     language: str = "metadata.language"
+    detector: one_of(Detector, DETECTORS) | None = None  # type: ignore[valid-type]
     stop_words: dict[str, list[str]] = Field(default_factory=dict)
     minimum_stop_words: int | None = 2
     unspaced: list[str] = Field(default_factory=lambda: list(UNSPACED))
@@ -128,7 +148,8 @@ class Multilingual(RuleSet):
     fineweb: dict[str, float | None] = Field(default_factory=dict)
 
     def rules(self) -> list[Rule]:
-        name, unspaced = self.title(), IsUnspaced(language=self.language, unspaced=self.unspaced)
+        name, unspaced = self.title(), IsUnspaced(
+            language=self.language, detector=self.detector, unspaced=self.unspaced)
         sets: list[RuleSet] = [GopherQuality(name=name, **{"minimum_stop_words": None, **self.gopher}),
                                FineWeb(name=name, **self.fineweb)]
         made: list[Rule] = []
@@ -137,7 +158,8 @@ class Multilingual(RuleSet):
                 rule = IfSpaced(**{**dict(rule), "kind": "if_spaced"}, unspaced=unspaced)
             made.append(rule)
         if self.minimum_stop_words is not None:
-            measured = LanguageStopWords(language=self.language, stop_words={**STOP_WORDS, **self.stop_words})
+            measured = LanguageStopWords(language=self.language, detector=self.detector,
+                                         stop_words={**STOP_WORDS, **self.stop_words})
             made.append(StopWordsIfKnown(name=f"{name} minimum_stop_words", attribute="language_stop_words",
                                          minimum=self.minimum_stop_words, measured_by=measured))
         return made
