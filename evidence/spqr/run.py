@@ -250,7 +250,7 @@ def report(found: dict[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str
                     "cpu_seconds": float(np.mean([cell["cpu_seconds"] for cell in cells]))}
              for name, cells in found.items() if name != "full"}
     against = {f"spqr-{width} - {rival}-{width}": paired(bits[f"spqr-{width}"], bits[f"{rival}-{width}"], size)
-               for width in ("4", "3") for rival in ("gptq", "rtn", "no-outliers")}
+               for width in ("4", "3") for rival in ("gptq", "rtn", "no-outliers") if f"{rival}-{width}" in bits}
     first = against["spqr-4 - gptq-4"]
     most = max(table["spqr-4"]["perplexity_lost"])
     few = max(cell["bits"]["per_weight"] for cell in found["spqr-4"]) <= CAP["4"]
