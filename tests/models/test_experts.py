@@ -17,6 +17,7 @@ from tilth.precision.activations import use_mode
 from tilth.precision.calibrate import compress_model
 from tilth.recipe import BadInput, parse
 from tilth.stages.compress import method_of
+from tilth.train import Learner, seeded
 
 WIDTH = 16
 
@@ -230,8 +231,8 @@ def test_penalties_join_any_objective_once():
     row = torch.randint(1, 50, (2, 16))
     batch = {"tokens": row, "targets": row, "unit_index": torch.arange(2)[:, None].expand(2, 16),
              "positions": torch.arange(16).expand(2, 16), "unit_id": torch.arange(2), "weight": torch.ones(2)}
-    loss = Causal()(model, batch, None, {})
-    assert set(loss.terms) == {"balance_loss", "router_z_loss"}
+    loss = Learner(model, Causal(z_loss=1e-3)).loss("main", batch, seeded(0))
+    assert set(loss.terms) == {"z_loss", "balance_loss", "router_z_loss"}
     torch.testing.assert_close(loss.figures["expert_load"].sum(-1), torch.ones(2))
     assert model.penalties() == ({}, {})
 

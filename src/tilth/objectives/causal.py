@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tilth.models import token_losses
-from tilth.objectives.loss import Batch, Loss, Objective, penalties_of, sum_by_unit, units_of
+from tilth.objectives.loss import Batch, Loss, Objective, sum_by_unit, units_of
 
 
 class Causal(Objective):
@@ -24,7 +24,7 @@ class Causal(Objective):
     def __call__(self, model: Any, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
         hidden = model.hidden(batch["tokens"], segments=batch["unit_index"], positions=batch["positions"])
         targets = batch["targets"]
-        terms, figures = penalties_of(model)
+        terms = {}
         if self.z_loss:
             logits = model.head(hidden).float()
             nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
@@ -32,7 +32,7 @@ class Causal(Objective):
             terms["z_loss"] = self.z_loss * squares.sum() / max(squares.numel(), 1)
         else:  # never holds the logits of a whole batch
             nll = token_losses(hidden, model.output_weight, targets)
-        return Loss(sum_by_unit(nll, batch["unit_index"], units_of(batch)), self.count(batch), terms, figures)
+        return Loss(sum_by_unit(nll, batch["unit_index"], units_of(batch)), self.count(batch), terms)
 
     def count(self, batch: Batch) -> Tensor:
         return sum_by_unit((batch["targets"] != -100).float(), batch["unit_index"], units_of(batch))

@@ -44,7 +44,7 @@ class Objective(Config):
 
 def penalties_of(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Terms and figures that a model adds to whatever it is trained to do (a mixture of experts its balance), taken
-    once after its forward pass; nothing from a model that has none."""
+    once after its forward pass; nothing from a model that has none. A learner's `loss` asks for them."""
     penalties = getattr(model, "penalties", None)
     return ({}, {}) if penalties is None else penalties()
 

@@ -4,12 +4,13 @@ A new objective, architecture or modality is a new learner (or the default one w
 loop. The default learner trains one model with one objective by one update a step; others override what differs.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tilth.objectives.loss import Batch, Loss, Objective
+from tilth.objectives.loss import Batch, Loss, Objective, penalties_of
 from tilth.optim.optimizers import ParameterGroup, group_parameters
 
 
@@ -48,7 +49,10 @@ class Learner:
         return group_parameters(self.modules["model"])
 
     def loss(self, update: str, batch: Batch, rng: torch.Generator) -> Loss:
-        return self.objective(self.modules["model"], batch, rng, self.state)
+        """What the objective says, and the penalties that the model adds to any objective."""
+        loss = self.objective(self.modules["model"], batch, rng, self.state)
+        terms, figures = penalties_of(self.modules["model"])
+        return replace(loss, terms={**loss.terms, **terms}, figures={**loss.figures, **figures})
 
     def count(self, update: str, batch: Batch) -> Tensor:
         """(U,) predictions of each unit under `update`, from the batch alone."""
