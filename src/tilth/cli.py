@@ -329,10 +329,10 @@ def chaos(recipe: RecipeName, changes: Changes = None,
                                                  "storage.")] = "worker,node,storage,hang",
           times: Annotated[int, typer.Option(min=1, help="Faults, in as many runs as it takes.")] = 20,
           processes: Annotated[int, typer.Option(min=2, help="Workers.")] = 4,
-          folder: Folder = None, seed: int = 0, as_json: Json = False) -> None:
+          shard: Shard = False, folder: Folder = None, seed: int = 0, as_json: Json = False) -> None:
     """Train under torchrun, break things at random moments, prove that nothing came out differently."""
     from tilth.trial.chaos import run_chaos
-    _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed))
+    _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed, shard))
 
 
 @app.command()

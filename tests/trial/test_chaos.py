@@ -186,9 +186,12 @@ def tiny_recipe(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["worker", "node", "nodes", "hang", "storage"])
-def test_a_run_that_was_broken_is_the_run_that_was_not(tmp_path, kind):
-    result = Chaos(str(tiny_recipe(tmp_path)), [], [kind], 2 if kind != "nodes" else 4, tmp_path / "chaos").run(2)
+@pytest.mark.parametrize(("kind", "processes", "shard"), [
+    ("worker", 2, False), ("node", 2, False), ("nodes", 4, False), ("hang", 2, False), ("storage", 2, False),
+    ("node", 2, True)])
+def test_a_run_that_was_broken_is_the_run_that_was_not(tmp_path, kind, processes, shard):
+    chaos = Chaos(str(tiny_recipe(tmp_path)), [], [kind], processes, tmp_path / "chaos", shard=shard)
+    result = chaos.run(2)
     assert result["faults"] >= 2 and result["unequal"] == [] and result["hangs"] == result["left_behind"] == 0
     lines = [line for line in read_json_lines(tmp_path / "chaos" / "kills.jsonl") if "fault" in line]
     assert all(line["recovered"]["steps_again"] <= 60 for line in lines if line["recovered"])

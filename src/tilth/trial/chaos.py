@@ -46,14 +46,16 @@ PATIENCE = 240.0  # seconds without a step after a fault: then the run hangs
 
 
 class Chaos:
-    """name, changes: the recipe, which must have one pretrain stage; kinds: of faults, see `tilth.trial.faults`."""
+    """name, changes: the recipe, which must have one pretrain stage; kinds: of faults, see `tilth.trial.faults`;
+    shard: spread the state over the processes."""
 
     def __init__(self, name: str, changes: Sequence[str], kinds: Sequence[str], processes: int, folder: Path,
-                 seed: int = 0):
+                 seed: int = 0, shard: bool = False):
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
             raise BadInput(f"--kill knows {', '.join(KINDS)}, not '{', '.join(unknown)}'.")
         self.kinds, self.processes, self.folder, self.seed = list(kinds), processes, folder, seed
+        self.shard = shard
         self.recipe = with_survival(up_to(load_recipe(name, changes), "pretrain"))
         self.stage = only(self.recipe, "pretrain")
         self.kills = folder / "kills.jsonl"
@@ -78,7 +80,7 @@ class Chaos:
         self._undisturbed()
 
     def _check_same(self) -> None:
-        asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes}
+        asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes, "shard": self.shard}
         path = self.folder / "chaos.json"
         if path.exists() and read_json(path) != json.loads(json.dumps(asked)):
             raise BadInput(f"{self.folder} holds a chaos run of another recipe or number of processes. Choose another "
@@ -106,7 +108,8 @@ class Chaos:
         """The run in `folder` under torchrun, its output beside it."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                    str(self.processes), "--max-restarts", str(restarts), "--monitor-interval", "0.05", "-m", "tilth",
-                   "pretrain", str(self.folder / "recipe.yaml"), "--folder", str(folder), "--device", "cpu"]
+                   "pretrain", str(self.folder / "recipe.yaml"), "--folder", str(folder), "--device", "cpu",
+                   *(["--shard"] if self.shard else [])]
         with open(folder.with_suffix(".log"), "ab") as file:
             return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env={
                 **os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"})
@@ -289,7 +292,8 @@ def differs(undisturbed: Path, disturbed: Path) -> str | None:
         step = next((a["step"] for a, b in zip(*curves, strict=False) if a != b), "the end")
         return f"metrics differ from step {step}"
     last = max(path.name for path in (undisturbed / "checkpoints").glob("step-*"))
-    for name in ("model/model.safetensors", f"checkpoints/{last}/tensors.safetensors"):
+    tensors = sorted(path.name for path in (undisturbed / "checkpoints" / last).glob("*.safetensors"))
+    for name in ("model/model.safetensors", *(f"checkpoints/{last}/{one}" for one in tensors)):
         if not (disturbed / name).exists() or (undisturbed / name).read_bytes() != (disturbed / name).read_bytes():
             return f"{name} differs"
     return None
@@ -327,7 +331,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def run_chaos(name: str, changes: Sequence[str], kinds: str, times: int, processes: int, folder: Path | None,
-              seed: int) -> dict[str, Any]:
+              seed: int, shard: bool) -> dict[str, Any]:
+    """The command."""
     chaos = Chaos(name, changes, [kind.strip() for kind in kinds.split(",")], processes,
-                  folder or Path("runs") / "chaos", seed)
+                  folder or Path("runs") / "chaos", seed, shard)
     return chaos.run(times)
