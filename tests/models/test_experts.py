@@ -253,8 +253,10 @@ def test_what_does_not_go_together_is_refused():
         parse(TransformerConfig, {"experts": {"active": 9}})
     with pytest.raises(BadInput, match="mup has no rule for a router"):
         parse(TransformerConfig, {"experts": {}, "mup": {}})
+    model = config().build()
     with pytest.raises(BadInput, match=r"`model.experts` is not split by --tensor"):
-        config().build().tensor_plan(2)
+        model.tensor_plan(2)
+    assert not {type(part) for part in model.blocks[0].compiled_parts()} & {MixtureOfExperts}
 
 
 @pytest.fixture(scope="module")

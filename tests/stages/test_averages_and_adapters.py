@@ -91,6 +91,15 @@ def test_the_averaged_model_is_what_later_stages_read_and_its_score_is_told(run)
     assert equal(model(run, "beside", "averaged"), model(run, "ema"))
 
 
+def test_a_branch_goes_on_with_the_average_of_its_source(run):
+    fields = {**BASE, "average": {"kind": "ema", "decay": 0.8}, "checkpoint": {"keep_every": 4}}
+    go(run, "source", fields)
+    go(run, "branch", {**fields, "budget": {"steps": 6}, "branch_from": {"stage": "source", "step": 4}})
+    assert equal(model(run, "branch"), model(run, "source"))
+    with pytest.raises(BadInput, match="`average` differs"):
+        go(run, "other", {**fields, "average": None, "branch_from": {"stage": "source"}})
+
+
 def test_the_mean_of_checkpoints_is_that_of_their_weights(run):
     fields = {**BASE, "checkpoint": {"keep_every": 2}, "average": {"kind": "checkpoints", "count": 3}}
     summary = go(run, "mean", fields)

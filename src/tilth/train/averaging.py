@@ -63,8 +63,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def __call__(self, loop: "Loop") -> None:
-        done = loop.at.step - loop.settings.first_step
-        decay = min(self.config.decay, (1 + done) / (10 + done))
+        decay = min(self.config.decay, (1 + loop.at.step) / (10 + loop.at.step))  # a branch goes on with its average
         average, model = (self.learner.modules[name].state_dict() for name in ("average", "model"))
         ours, theirs = ([local(state[name]) for name in average] for state in (average, model))
         torch._foreach_lerp_(ours, theirs, 1 - decay)
