@@ -31,8 +31,11 @@ class Average(Config):
 
 
 class Ema(Average):
-    """average <- d average + (1 - d) weights after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps, so
-    that the initial weights are soon forgotten."""
+    """An exponential moving average of the weights, moved after every step.
+
+    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after n steps, so that the initial
+    weights are soon forgotten.
+    """
 
     kind: str = "ema"
     decay: float = Field(0.999, gt=0, lt=1)
