@@ -17,6 +17,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 analyze = typer.Typer(add_completion=False, no_args_is_help=True, help="Look inside models and recipes.")
 app.add_typer(analyze, name="analyze")
+classifier = typer.Typer(add_completion=False, no_args_is_help=True, help="Classifiers of text, for curation.")
+app.add_typer(classifier, name="classifier")
 bench = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure how fast things are here.")
 app.add_typer(bench, name="bench")
 
@@ -120,6 +122,21 @@ def curate(inputs: Annotated[list[str], typer.Argument(help="Files, folders or g
     """Raw inputs to documents with attributes, a held-out part, and a report of every rule."""
     from tilth.stages.commands import curate_inputs
     _finish(as_json, curate_inputs(inputs, output, rules, workers, engine))
+
+
+@classifier.command("train")
+def classifier_train(labelled: Annotated[list[str], typer.Argument(help="Labelled records: files, folders or globs.")],
+                     output: Output,
+                     label: Annotated[str, typer.Option(help="Where the label stands: a column, or metadata.KEY.")] =
+                     "metadata.label",
+                     positive: Annotated[str | None, typer.Option(help="The label whose probability is wanted.")] =
+                     None,
+                     training: Annotated[Path | None, typer.Option(help="YAML with features (unit, smallest, order, "
+                                                                        "bits), penalty, held_out, seed.")] = None,
+                     as_json: Json = False) -> None:
+    """A linear n-gram classifier from labelled text, and how it does on held-out text."""
+    from tilth.stages.commands import train_classifier
+    _finish(as_json, train_classifier(labelled, output, label, positive, training))
 
 
 @app.command()

@@ -152,6 +152,7 @@ ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default
     "c4_sentences": "tilth.curate.sets.c4:C4Sentences",
     "chinese": "tilth.curate.sets.chinese:ChineseMeasures",
     "chinese_word_length": "tilth.curate.sets.chinese:ChineseWordLength",
+    "classifier": "tilth.curate.classifier_rules:ClassifierScore",
     "code": "tilth.curate.sets.code:CodeMeasures",
     "dolma_attribute": "tilth.curate.dolma_attribute:DolmaAttribute",
     "fineweb": "tilth.curate.sets.fineweb:FineWebMeasures",

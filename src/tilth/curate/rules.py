@@ -296,6 +296,7 @@ RULES: dict[str, type[Rule] | str] = {
     "decontaminate": "tilth.curate.decontaminate:Decontaminate",
     "c4": "tilth.curate.sets.c4:C4",
     "chinese": "tilth.curate.sets.chinese:Chinese",
+    "classified": "tilth.curate.classifier_rules:Classified",
     "code": "tilth.curate.sets.code:Code",
     "dolma_books": "tilth.curate.sets.dolma:DolmaBooks",
     "dolma_web": "tilth.curate.sets.dolma:DolmaWeb",

@@ -57,6 +57,14 @@ def curate_inputs(inputs: Sequence[str], output: Path, rules: Path | None, worke
     return summary
 
 
+def train_classifier(labelled: Sequence[str], output: Path, label: str, positive: str | None,
+                     training: Path | None) -> dict[str, Any]:
+    """A classifier from labelled records; `training` is a YAML file of `Training`'s fields."""
+    from tilth.curate.train_classifier import Training, train_files
+    fields = {} if training is None else yaml.safe_load(training.read_text(encoding="utf-8")) or {}
+    return train_files(labelled, output, parse(Training, {**fields, "label": label, "positive": positive}, "training"))
+
+
 def tokenize_inputs(inputs: Sequence[Path], output: Path, tokenizer: Path | None, vocab_size: int,
                     unit_tokens: int) -> dict[str, Any]:
     """The tokenize stage on its own."""
