@@ -79,11 +79,14 @@ def timed(chaos: Chaos) -> dict[str, Any]:
 def one(seed: int, folder: Path) -> dict[str, Any]:
     path = folder / f"seed-{seed}.json"
     if not path.exists():
+        broken = folder / f"seed-{seed}-disturbed.json"
         text = Path(os.environ["TILTH_DATA"]) / "text" / "en_wikitext2.jsonl.zst"
         chaos = Chaos(str(HERE / "small.yaml"), [f"seed={seed}", f"curate.inputs.0.path={text}"], ["worker"],
                       PROCESSES, folder / f"seed-{seed}")
         chaos.prepare()
-        write_json(path, {"seed": seed, **disturbed(chaos, seed), "timed": timed(chaos)})
+        if not broken.exists():
+            write_json(broken, disturbed(chaos, seed))
+        write_json(path, {"seed": seed, **read_json(broken), "timed": timed(chaos)})
         shutil.rmtree(chaos.folder)
     return read_json(path)
 

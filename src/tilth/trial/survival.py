@@ -85,7 +85,7 @@ class Timed:
         state = self.loop.state()
         self._future = dcp.async_save({"learner": state["learner"], "optimizers": state["optimizers"]},
                                       checkpoint_id=self.folder / "async",
-                                      process_group=self.processes.quiet_group)
+                                      process_group=self.processes.checkpoint_group)
 
     def _finish(self, arm: str) -> None:
         if arm == "memory":
