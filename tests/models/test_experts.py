@@ -181,6 +181,13 @@ def test_total_and_active_parameters_are_counted(config):
     assert config.parameters(active=True) == config.parameters() - config.layers * idle * one
 
 
+def test_two_experts_are_twice_the_feed_forward_weights():
+    dense = TransformerConfig(layers=6, width=256, heads=4, feed_forward=1024)
+    twice = dense.model_copy(update={"experts": Experts(count=2, active=1)})
+    assert twice.parameters() - dense.parameters() - 6 * 2 * 256 == 4_718_592 == 9_437_184 // 2
+    assert twice.parameters(active=True) - dense.parameters() == 6 * 2 * 256, "the routers"
+
+
 def test_flops_are_those_of_the_experts_asked():
     fields = {"count": 6, "active": 2, "hidden": 12, "shared": 8}
     with FlopCounterMode(display=False) as counter:
