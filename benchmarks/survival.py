@@ -84,8 +84,9 @@ def overhead(arguments: argparse.Namespace) -> list[Claim]:
     training = float(np.median(series(found, "memory", "training")))
     ideal = size / found["copy_bandwidth"]
     claims.append(Claim("snapshot_training_seconds_over_copy", training / ideal, "times the copy of its bytes", "> 0",
-                        "one thread's copy of memory", f"the training thread gives {training * 1e3:.2f} ms to a snapshot; "
-                        f"{size / 2**20:.2f} MiB at {found['copy_bandwidth'] / 1e9:.2f} GB/s are {ideal * 1e3:.2f} ms"))
+                        "one thread's copy of memory", f"the training thread gives {training * 1e3:.2f} ms to a "
+                        f"snapshot; {size / 2**20:.2f} MiB at {found['copy_bandwidth'] / 1e9:.2f} GB/s are "
+                        f"{ideal * 1e3:.2f} ms"))
     memory, disk = (np.array(found["loads"][name]) for name in ("memory", "disk"))
     claims.append(Claim("load_memory_over_disk", float(np.median(memory / disk)), "of the time from disk", "< 1",
                         "checkpoint", f"median {np.median(memory) * 1e3:.1f} ms against {np.median(disk) * 1e3:.1f} ms "

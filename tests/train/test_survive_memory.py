@@ -30,6 +30,7 @@ from survive_toys import (
 
 from tilth.recipe import BadInput, parse
 from tilth.train.survive import manager, region, wire
+from tilth.train.survive.copier import Copier
 from tilth.train.survive.daemon import ManagerSettings
 from tilth.train.survive.flat import flatten
 from tilth.train.survive.members import Survive
@@ -267,7 +268,8 @@ def write_until(snapshots, step: int, bucket: int) -> int:
     snapshots.copier.before_bucket = before
     with contextlib.suppress(Killed):
         flat = flatten(state_at(step, rank), rank, world, shared=is_shared)
-        snapshots.copier._copy(snapshots.members.client, flat, step, snapshots.members.incarnation, None)
+        snapshots.copier._copy(threading.Event(), snapshots.members.client, flat, step,
+                               snapshots.members.incarnation, None)
     return len(begun)
 
 
@@ -337,6 +339,42 @@ def test_weights_changed_during_the_copy_cannot_mix_two_steps(tmp_path):
 
         expected = [0.0] if fenced else [0.0, 1.0]
         assert together(1, work) == [expected], "the test must be able to fail"
+
+
+class SlowToHear:
+    """A manager that takes its time to hear that a shard is written."""
+
+    def __init__(self, name: str):
+        self.name, self.asked, self.heard = name, threading.Event(), threading.Event()
+
+    def ask(self, what: str, **fields):
+        if what == "written":
+            self.asked.set()
+            self.heard.wait(20)
+        return {"region": self.name}
+
+
+def test_a_fence_is_of_the_snapshot_begun_last():
+    """The one before has passed its fence and is still being told of when the next begins."""
+    name = "tilth-0000000000000000-0-a"
+    Region.create(name, 1 << 16)
+    slow, gate, copier = SlowToHear(name), threading.Event(), Copier(1 << 20)
+    flat = flatten({"weights": torch.zeros(500)}, 0, 1)
+    copier.submit(lambda: slow, flat, 1, 1)
+    copier.fence()
+    assert slow.asked.wait(20)
+    copier.before_bucket = lambda number: gate.wait(20)
+    copier.submit(lambda: slow, flat, 2, 1)
+    slow.heard.set()
+    waiting = threading.Thread(target=copier.fence)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive(), "not one bucket of the second is copied"
+    gate.set()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    copier.stop()
+    (region.shared_folder() / name).unlink()
 
 
 def test_shards_of_two_incarnations_never_mix(tmp_path):

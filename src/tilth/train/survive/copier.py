@@ -14,15 +14,15 @@ from tilth.train.survive.wire import Client
 
 
 class Copier:
-    """Copies one shard at a time, in buckets. `copied` tells when the last bucket is out of the live tensors.
+    """Copies one shard at a time, in buckets; `fence` waits until the last bucket is out of the live tensors.
 
     before_bucket: called with the number of each bucket before it is copied (tests stop there).
     """
 
     def __init__(self, bucket_bytes: int, before_bucket: Callable[[int], Any] | None = None):
         self.bucket_bytes, self.before_bucket = bucket_bytes, before_bucket
-        self.copied = threading.Event()
-        self.copied.set()
+        self._copied = threading.Event()  # of the newest job: each has its own, since one may still be told of when
+        self._copied.set()                # the next has begun
         self.error: Exception | None = None
         self.bytes = 0
         self._region: tuple[tuple[str, int], Region] | None = None
@@ -33,16 +33,16 @@ class Copier:
 
     def submit(self, client: Callable[[], Client], flat: Flat, step: int, incarnation: int) -> None:
         """Begin to copy; the one before must have passed its fence. client: a connection for the thread that asks."""
-        self.copied.clear()
+        self._copied = threading.Event()
         ready = None
         if any(piece.source.is_cuda for piece in flat.pieces):  # untested on a GPU
             ready = torch.cuda.Event()
             ready.record()
-        self._jobs.put((client, flat, step, incarnation, ready))
+        self._jobs.put((self._copied, client, flat, step, incarnation, ready))
 
     def fence(self) -> Exception | None:
         """Wait until the live tensors may change; the error, if there was one."""
-        self.copied.wait()
+        self._copied.wait()
         error, self.error = self.error, None
         return error
 
@@ -53,14 +53,16 @@ class Copier:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            copied: threading.Event = job[0]
             try:
                 self._copy(*job)
             except Exception as error:  # told at the fence; a snapshot that failed must not end training by itself
                 self.error = error
             del job  # it holds tensors
-            self.copied.set()
+            copied.set()
 
-    def _copy(self, connected: Callable[[], Client], flat: Flat, step: int, incarnation: int, ready: Any) -> None:
+    def _copy(self, copied: threading.Event, connected: Callable[[], Client], flat: Flat, step: int, incarnation: int,
+              ready: Any) -> None:
         client = connected()
         opened = client.ask("open", step=step, incarnation=incarnation, size=flat.size)
         target = self._attached(opened["region"]).bytes[PAGE:PAGE + flat.size]
@@ -77,7 +79,7 @@ class Copier:
                 target[piece.at + at:piece.at + at + len(bucket)] = self._on_cpu(bucket)
                 number += 1
         self.bytes += flat.size
-        self.copied.set()
+        copied.set()
         client.ask("written", step=step, incarnation=incarnation)
 
     def _on_cpu(self, bucket: torch.Tensor) -> np.ndarray:
