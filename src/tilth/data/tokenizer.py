@@ -4,6 +4,7 @@ Text that spells a special token inside a document stays text: a corpus cannot f
 The `tokenizers` library runs in threads; set TOKENIZERS_PARALLELISM=false to keep it to one.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import tokenizers
 from pydantic import Field
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from tilth.data.encoding import Encoder
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput, Config, one_of
 from tilth.recipe.files import read_json, write_bytes, write_json
@@ -54,8 +56,25 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, uint32 (tokens,), without any special token added."""
+        if self._fast is not None:
+            try:
+                return self._fast.encode(texts)
+            except UnicodeEncodeError:
+                pass  # lone surrogates: the library says what is wrong with them
         encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.uint32) for one in encoded]
+
+    @cached_property
+    def _fast(self) -> Encoder | None:
+        """The encoder of whole batches, for a tokenizer of the kind that is trained here; None for others."""
+        plain = byte_level(models.BPE(), SPLIT)
+        state, ours = json.loads(self.inner.to_str()), json.loads(plain.to_str())
+        model = {key: value for key, value in state["model"].items() if key not in ("vocab", "merges")}
+        usual = {key: value for key, value in ours["model"].items() if key not in ("vocab", "merges")}
+        added = [token for token in state["added_tokens"] if not token["special"]]
+        if state["pre_tokenizer"] != ours["pre_tokenizer"] or state["normalizer"] or added or model != usual:
+            return None
+        return Encoder(self.inner.model, byte_alphabet())
 
     def offsets(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The characters that each of the `ids` (tokens,) of `text` covers: start and end, int64 (tokens, 2). A token
