@@ -49,13 +49,13 @@ def main() -> int:
 
 def quality(arguments: argparse.Namespace) -> list[Claim]:
     """The figures of the evidence, as claims."""
+    below = "bits per byte, upper end of the 95 % interval"
+    gptq, rounding = "GPTQ at at least as many bits", "rounding to nearest at at least as many bits"
     claims = (("spqr.perplexity_lost", "relative, the worst of the seeds", "< 0.01", "the same model uncompressed"),
               ("spqr.bits_per_weight", "bits, the most of the seeds", "<= 4.6", None),
-              ("spqr.seeds", "models", ">= 5", None),
-              ("spqr.below_gptq", "bits per byte", "< 0", "GPTQ at at least as many bits"),
-              ("spqr.below_rtn", "bits per byte", "< 0", "rounding to nearest at at least as many bits"),
-              ("spqr.below_gptq_3_bit", "bits per byte", "< 0", "GPTQ at at least as many bits"),
-              ("spqr.below_rtn_3_bit", "bits per byte", "< 0", "rounding to nearest at at least as many bits"))
+              ("spqr.seeds", "models", ">= 5", None), ("spqr.below_gptq", below, "< 0", gptq),
+              ("spqr.below_rtn", below, "< 0", rounding), ("spqr.below_gptq_3_bit", below, "< 0", gptq),
+              ("spqr.below_rtn_3_bit", below, "< 0", rounding))
     if not arguments.evidence.exists():
         return [Claim(name, None, unit, wanted, peer, "run evidence/spqr/run.py first")
                 for name, unit, wanted, peer in claims]
@@ -65,10 +65,14 @@ def quality(arguments: argparse.Namespace) -> list[Claim]:
              "spqr.below_gptq_3_bit": "spqr-3 - gptq-3", "spqr.below_rtn_3_bit": "spqr-3 - rtn-3"}
     values = {"spqr.perplexity_lost": max(arms["spqr-4"]["perplexity_lost"]),
               "spqr.bits_per_weight": arms["spqr-4"]["bits_per_weight_most"], "spqr.seeds": len(found["seeds"]),
-              **{name: against[pair]["difference"] for name, pair in pairs.items()}}
-    reasons = {name: f"95 % interval {against[pair]['interval'][0]:+.5f} to {against[pair]['interval'][1]:+.5f}; at "
-                     f"{arms[pair.split(' - ')[0]]['bits_per_weight']:.3f} against "
-                     f"{arms[pair.split(' - ')[1]]['bits_per_weight']:.3f} bits" for name, pair in pairs.items()}
+              **{name: max(against[pair]["interval"][1], against[pair]["interval_seeds"][1])
+                 for name, pair in pairs.items()}}
+    reasons = {}
+    for name, pair in pairs.items():
+        one, (ours, theirs) = against[pair], (arms[arm]["bits_per_weight"] for arm in pair.split(" - "))
+        low, high = one["interval"]
+        reasons[name] = (f"{one['difference']:+.5f}, 95 % {low:+.5f} to {high:+.5f}; at {ours:.3f} against {theirs:.3f} "
+                         f"bits")
     reasons["spqr.perplexity_lost"] = "by seed: " + ", ".join(f"{100 * one:.2f} %"
                                                               for one in arms["spqr-4"]["perplexity_lost"])
     return [Claim(name, float(values[name]), unit, wanted, peer, reasons.get(name, "evidence/spqr"))
@@ -157,7 +161,7 @@ def memory(arguments: argparse.Namespace) -> list[Claim]:
     torch.manual_seed(0)
     method = SpQR(bits=4)
     with tempfile.TemporaryDirectory(prefix="tilth-bench-") as place:
-        model = TransformerConfig(layers=2, width=1024, context=256, vocab_size=257).build().initialize(0)
+        model = TransformerConfig(layers=1, width=1024, context=256, vocab_size=257).build().initialize(0)
         tokenizer = BytesTokenizer().build([])
         save_model(Path(place) / "plain", model, tokenizer)
         start = time.process_time()
