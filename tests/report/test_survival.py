@@ -19,13 +19,13 @@ def test_a_run_that_never_failed_has_no_such_part(tmp_path):
 
 def test_each_restart_has_a_row_with_its_parts(tmp_path):
     folder = make_run(tmp_path / "run")
-    odd = {**RESTART, "path": "<script>", "step": "<b>", "lost": None}
+    odd = {**RESTART, "path": "<script>", "step": "<q>", "lost": None}
     (folder / "pretrain" / "recoveries.jsonl").write_text(f"{json.dumps(RESTART)}\n{json.dumps(odd)}\n")
     found = survival(read_run(folder))
     assert found["rows"][0] == {"step": "30", "path": "memory, rebuilt from parity", "lost": "1", "again": "7",
                                 "detect": "", "restart": "12 s", "load": "0.2 s", "first_step": "0.1 s"}
     page = render(read_run(folder))
-    assert "Failures survived" in page and "<script>" not in page and "<b>" not in page
+    assert "Failures survived" in page and "<script>" not in page and "<q>" not in page
 
 
 def test_account_is_one_sentence_and_long_logs_are_cut(tmp_path):
