@@ -164,6 +164,7 @@ ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default
     "personal_data": "tilth.curate.personal_data:PersonalData",
     "random_number": "tilth.curate.sets.sampling:RandomNumber",
     "secrets": "tilth.curate.sets.code:Secrets",
+    "spdx_licence": "tilth.curate.licence_rules:SpdxLicence",
     "stripped_characters": "tilth.curate.sets.dolma:StrippedCharacters",
     "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetitionMeasures",
     "unspaced": "tilth.curate.sets.multilingual:IsUnspaced",

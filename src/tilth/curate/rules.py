@@ -308,6 +308,7 @@ RULES: dict[str, type[Rule] | str] = {
     "gopher_repetition": "tilth.curate.sets.repetition:GopherRepetition",
     "keep_languages": "tilth.curate.language_rules:KeepLanguages",
     "licence_header": "tilth.curate.sets.code:LicenceHeader",
+    "licences": "tilth.curate.licence_rules:Licences",
     "mask_personal_data": "tilth.curate.personal_rules:MaskPersonalData",
     "mask_secrets": "tilth.curate.sets.code:MaskSecrets",
     "multilingual": "tilth.curate.sets.multilingual:Multilingual",

@@ -15,6 +15,7 @@ from tilth.recipe.files import write_json
 BATCH_BYTES = 8 << 20  # text encoded at once: bounds memory, and is plenty for the encoder's threads
 BATCH_DOCUMENTS = 512
 COLUMNS = ["id", "text", "source", "license"]
+CREDITS = 1000  # different attributions of a source that the report lists; the documents keep all
 
 
 @dataclass
@@ -46,10 +47,11 @@ class Units:
 
 
 class Totals:
-    """Documents, units, tokens and bytes by (source, licence), for the report."""
+    """Documents, units, tokens and bytes by (source, licence), and whom their documents name, for the report."""
 
     def __init__(self) -> None:
         self.by_source: dict[tuple[str, str | None], dict[str, int]] = {}
+        self.credits: dict[tuple[str, str | None], dict[str, int]] = {}
         self.empty = 0
 
     def add(self, record: dict[str, Any], units: int, tokens: int, size: int) -> None:
@@ -57,6 +59,10 @@ class Totals:
                                         {"documents": 0, "units": 0, "tokens": 0, "bytes": 0})
         for key, value in zip(one, (1, units, tokens, size), strict=True):
             one[key] += value
+        if record.get("attribution"):
+            named = self.credits.setdefault((record["source"], record["license"]), {})
+            if record["attribution"] in named or len(named) < CREDITS:
+                named[record["attribution"]] = named.get(record["attribution"], 0) + 1
 
     def report(self) -> dict[str, Any]:
         sums = {key: sum(one[key] for one in self.by_source.values())
@@ -64,8 +70,14 @@ class Totals:
         known = sums["tokens"] > 0 and sums["bytes"] > 0
         return {**sums, "empty_documents": self.empty,
                 "bytes_per_token": round(sums["bytes"] / sums["tokens"], 4) if known else None,
-                "sources": [{"source": source, "license": license, **one}
+                "sources": [{"source": source, "license": license, **one, **self._credits((source, license))}
                             for (source, license), one in sorted(self.by_source.items(), key=str)]}
+
+    def _credits(self, source: tuple[str, str | None]) -> dict[str, Any]:
+        """`attributions`: whom documents name, the most named first; `attributed`: how many documents those are."""
+        named = self.credits.get(source)
+        return {} if not named else {"attributed": sum(named.values()),
+                                     "attributions": sorted(named, key=lambda name: (-named[name], name))}
 
 
 class DocumentTexts:
@@ -80,7 +92,8 @@ class DocumentTexts:
 
 
 def read_documents(paths: Sequence[Path | str]) -> Iterator[list[dict[str, Any]]]:
-    """Small batches of records (dicts with id, text, source, license) from Parquet files, in order."""
+    """Small batches of records (dicts with id, text, source, license, and attribution where the file has it) from
+    Parquet files, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -90,7 +103,8 @@ def read_documents(paths: Sequence[Path | str]) -> Iterator[list[dict[str, Any]]
             missing = set(COLUMNS) - set(file.schema_arrow.names)
             if missing:
                 raise BadInput(f"{path} has no column {', '.join(sorted(missing))}; documents have {COLUMNS}.")
-            for batch in file.iter_batches(BATCH_DOCUMENTS, columns=COLUMNS):
+            columns = [*COLUMNS, *({"attribution"} & set(file.schema_arrow.names))]
+            for batch in file.iter_batches(BATCH_DOCUMENTS, columns=columns):
                 rows = batch.to_pylist()
                 null = next((row for row in rows if row["id"] is None or row["text"] is None), None)
                 if null is not None:

@@ -18,7 +18,8 @@ def model_card(*, name: str, model: Mapping[str, Any], parameters: int, active: 
 
     model: what describes the architecture (`TransformerConfig.model_dump()`); parameters: their number; active: the
     number of those that one token uses.
-    sources: one mapping a source of the training data: `source`, `license`, and if known `documents`, `bytes`.
+    sources: one mapping a source of the training data: `source`, `license`, and if known `documents`, `bytes`, and
+    `attributions`, whom its documents ask to be named.
     license: of the weights; left out, the licences of the sources are listed. languages: ISO 639 codes.
     training: tokens, flops, seconds and whatever else should be told. recipe: a summary of what was set.
     scores: {task: {metric: {"value", "stderr", "n"}}}. limitations: sentences beside the standing ones.
@@ -28,11 +29,14 @@ def model_card(*, name: str, model: Mapping[str, Any], parameters: int, active: 
     parts = [_front_matter(license or _licenses(sources), languages), f"# {_text(name)}",
              f"A language model of {parameters:,} parameters{used}, pretrained from scratch or continued with Tilth"
              f"{f' {version}' if version else ''}.",
-             "## Model", _pairs(model), "## Data", _sources(sources), "## Training", _pairs(training or {}),
+             "## Model", _pairs(model), "## Data", _sources(sources), *_attribution(sources),
+             "## Training", _pairs(training or {}),
              "### Recipe", _pairs(_flat(recipe or {})), "## Scores", _scores(scores or {}),
              "## Limitations", _list([*limitations, *STANDING])]
     return "\n\n".join(parts) + "\n"
 
+
+MOST_NAMED = 100  # of a source, on the card
 
 STANDING = (
     "The model repeats what its data says, errors and prejudices included, and states falsehoods fluently.",
@@ -90,6 +94,16 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
     return _table(["source", "licence", "documents", "bytes"],
                   ([s.get("source", "unknown"), s.get("license") or "unknown", s.get("documents", ""),
                     s.get("bytes", "")] for s in sources))
+
+
+def _attribution(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A section of whom the data's licences ask to be named, if anybody."""
+    lines = []
+    for one in sources:
+        named = list(one.get("attributions") or [])
+        more = f"; and {len(named) - MOST_NAMED:,} more" if len(named) > MOST_NAMED else ""
+        lines += [f"{one.get('source', 'unknown')}: {'; '.join(map(str, named[:MOST_NAMED]))}{more}"] if named else []
+    return ["### Attribution", "The training text is the work of, or was passed on by:", _list(lines)] if lines else []
 
 
 def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:

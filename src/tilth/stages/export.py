@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tilth
+from tilth.curate.licences import spdx
 from tilth.models import export_llama, model_card
 from tilth.precision.linear import expand
 from tilth.recipe.console import say
@@ -56,15 +57,22 @@ def export(model_path: Path, folder: Path, dtype: str = "float32", scores: dict[
               if key in known["fields"]}
     training = {key: summary[key] for key in ("tokens", "steps", "epochs", "flops", "seconds", "precision")
                 if key in summary}
+    sources = _sources(stage, known)
+    licenses = [name for one in sources for name in str(one["license"] or "unknown").split(", ")]
     card = model_card(name=name or folder.name, model=model.config.model_dump(mode="json"),
                       parameters=model.config.parameters(), active=model.config.parameters(active=True),
-                      sources=_sources(stage, known), training=training,
+                      sources=sources, license=sorted({spdx(name) or name for name in licenses}), training=training,
                       recipe=fields, scores=scores or {}, version=tilth.__version__)
     write_bytes(folder / "README.md", card.encode())
 
 
 def _sources(stage: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sources of the training text with their licences, from the pretrain stage's summary."""
+    """The sources of the training text with their licences, from the pretrain stage's summary, and whom their
+    documents name, from the report of the pool that it read."""
     sources = (manifest["summary"] or {}).get("sources", {})
-    return [{"source": name, "license": entry["license"], "tokens": entry["tokens"]}
-            for name, entry in sources.items()]
+    report = stage.parent / str(manifest["fields"].get("input", "")) / "report.json"
+    credits: dict[str, list[str]] = {}
+    for one in read_json(report).get("sources", []) if report.is_file() else []:
+        credits.setdefault(one["source"], []).extend(one.get("attributions", []))
+    return [{"source": name, "license": entry["license"], "tokens": entry["tokens"],
+             "attributions": list(dict.fromkeys(credits.get(name, [])))} for name, entry in sources.items()]
