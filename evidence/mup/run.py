@@ -138,9 +138,11 @@ def transfer(narrow: Losses, wide: Losses) -> dict[str, float]:
 
 
 def report(found: dict[tuple[str, int], Losses], cells: Cells) -> str:
-    """Write result.json; returns the verdict."""
+    """Write result.json from the cells that are whole, those of the least and the largest width among them; returns the
+    verdict."""
     wide = WIDTHS[-1]
-    shifts = {(kind, width): moved(found[kind, BASE], found[kind, width]) for kind in KINDS for width in WIDTHS[1:]}
+    shifts = {(kind, width): moved(found[kind, BASE], losses) for (kind, width), losses in found.items()
+              if width != BASE}
     moves = {kind: math.exp(abs(math.log(shifts[kind, wide][0]["factor"]))) for kind in KINDS}
     resampled = {kind: np.exp(abs(shifts[kind, wide][1])) for kind in KINDS}
     less = resampled["mup"] / resampled["standard"]
@@ -176,8 +178,12 @@ def main() -> int:
         return 2
     torch.set_num_threads(1)
     cells = Cells(HERE / "runs.json")
-    order = [(kind, width) for width in (WIDTHS[0], WIDTHS[-1], *WIDTHS[1:-1]) for kind in KINDS]
-    print(report({(kind, width): near_optimum(cells, kind, width) for kind, width in order}, cells))
+    found: dict[tuple[str, int], Losses] = {}
+    for width in (WIDTHS[0], WIDTHS[-1], *WIDTHS[1:-1]):
+        for kind in KINDS:
+            found[kind, width] = near_optimum(cells, kind, width)
+        if (KINDS[-1], WIDTHS[-1]) in found:
+            print(report(found, cells), flush=True)
     return 0
 
 
