@@ -71,8 +71,8 @@ def quality(arguments: argparse.Namespace) -> list[Claim]:
     for name, pair in pairs.items():
         one, (ours, theirs) = against[pair], (arms[arm]["bits_per_weight"] for arm in pair.split(" - "))
         low, high = one["interval"]
-        reasons[name] = (f"{one['difference']:+.5f}, 95 % {low:+.5f} to {high:+.5f}; at {ours:.3f} against {theirs:.3f} "
-                         f"bits")
+        reasons[name] = (f"{one['difference']:+.5f}, 95 % {low:+.5f} to {high:+.5f}; at {ours:.3f} against {theirs:.3f}"
+                         f" bits")
     reasons["spqr.perplexity_lost"] = "by seed: " + ", ".join(f"{100 * one:.2f} %"
                                                               for one in arms["spqr-4"]["perplexity_lost"])
     return [Claim(name, float(values[name]), unit, wanted, peer, reasons.get(name, "evidence/spqr"))
