@@ -76,6 +76,8 @@ def _lead(recipe: Recipe, folder: Path, hardware: Hardware, new: bool, command: 
     busy = BadInput(f"Another tilth process is working in {folder}. Wait for it, stop it, or choose another folder "
                     f"with --folder.")
     with locked(folder / ".lock", lambda: busy), remembering(folder / ".digests.json"):
+        for name in order:  # a file that is missing at the end of the road is told now, not after hours
+            list(recipe.stages[name].files())
         if new:
             _clear(folder)
         _check_same_recipe(recipe, folder)
