@@ -31,8 +31,8 @@ from survive_toys import (
 from tilth.recipe import BadInput, parse
 from tilth.train.survive import manager, region, wire
 from tilth.train.survive.copier import Copier
-from tilth.train.survive.daemon import ManagerSettings
 from tilth.train.survive.flat import flatten
+from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.members import Survive
 from tilth.train.survive.region import PAGE, Region
 from tilth.train.survive.slots import Status
@@ -99,7 +99,7 @@ def test_no_shared_memory_at_all(monkeypatch):
 
 def test_manager_has_its_own_session_and_outlives_the_group_of_its_worker(tmp_path):
     script = ("import sys, time\nfrom tilth.train.survive import manager\n"
-              "from tilth.train.survive.daemon import ManagerSettings\n"
+              "from tilth.train.survive.group import ManagerSettings\n"
               "address = manager.start(ManagerSettings(key='0123456789abcdef', place=0))\n"
               "print(address['socket'], flush=True)\ntime.sleep(60)")
     worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,

@@ -17,7 +17,7 @@ from tilth.recipe import BadInput
 from tilth.recipe.files import read_json_lines
 from tilth.stages.doctor import doctor
 from tilth.train.survive import manager
-from tilth.train.survive.daemon import ManagerSettings
+from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.wire import Client
 from tilth.trial.chaos import Chaos, by_fault, differs
 from tilth.trial.faults import Target, faults, flipped_byte, node, nodes, small_file_system, worker

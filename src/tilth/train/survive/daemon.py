@@ -22,55 +22,11 @@ from typing import Any
 import numpy as np
 
 from tilth.recipe.errors import BadInput, RunFailed
-from tilth.recipe.frame import Config, one_of
 from tilth.train.survive import persisted, wire
-from tilth.train.survive.parity import PARITIES, Layout, Parity, Xor, parity_of
+from tilth.train.survive.group import Group, ManagerSettings
+from tilth.train.survive.parity import parity_of
 from tilth.train.survive.slots import Damaged, Slot, Stamp, Status
-from tilth.train.survive.wire import Address, Client, Refused
-
-
-class ManagerSettings(Config):
-    """place: of the worker on its machine, which names the manager; linger_seconds: how long it waits for a worker
-    before it clears everything; hang_seconds: silence after which its worker is ended; patience_seconds: how long it
-    waits for the other managers; secret: hexadecimal key for other machines, where there are any."""
-
-    key: str
-    place: int
-    parity: one_of(Parity, PARITIES) = Xor()  # type: ignore[valid-type]
-    linger_seconds: float = 600.0
-    hang_seconds: float | None = None
-    patience_seconds: float = 30.0
-    secret: str | None = None
-
-
-class Group:
-    """The sharding group as its worker described it: who is who, and what fits together."""
-
-    def __init__(self, settings: ManagerSettings, rank: int, member: int, peers: list[Address], identity: int):
-        self.rank, self.member, self.peers, self.identity = rank, member, peers, identity
-        self.code: Parity = settings.parity
-        self.layout = Layout(len(peers), self.code.losses if len(peers) > 1 else 0)
-        self._secret = bytes.fromhex(settings.secret) if settings.secret else None
-        self._clients: dict[int, Client] = {}
-        self.over = False  # another incarnation has begun
-
-    def ask(self, member: int, what: str, until: float, **fields: Any) -> tuple[dict[str, Any], np.ndarray]:
-        """Ask another manager, again and again while it is not so far or cannot be reached; Refused when time is up."""
-        while True:
-            try:
-                if member not in self._clients:
-                    self._clients[member] = Client(self.peers[member], self._secret)
-                return self._clients[member].fetch(what, wait=min(max(until - time.monotonic(), 0.0), 1.0), **fields)
-            except (OSError, EOFError) as error:
-                self._clients.pop(member, None)
-                trouble: Exception = error
-                time.sleep(0.05)
-            except Refused as error:
-                if error.kind != "late":
-                    raise
-                trouble = error
-            if self.over or time.monotonic() > until:
-                raise Refused("late", f"member {member} did not get so far: {trouble}")
+from tilth.train.survive.wire import Address, Refused
 
 
 class Manager:
@@ -311,7 +267,7 @@ class Manager:
         for slot in self.slots:
             slot.remove()
         wire.socket_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
-        log_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
+        wire.log_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
         os._exit(0)
 
     def serve(self, listener: Listener) -> None:
@@ -349,10 +305,6 @@ class Manager:
         except (AttributeError, TypeError) as error:
             return {"refused": "failed", "text": f"{what}: {error}"}, None
         return found if found is None or isinstance(found, tuple) else (found, None)
-
-
-def log_path(key: str, place: int) -> Path:
-    return wire.socket_path(key, place).with_suffix(".log")
 
 
 def end_worker(pid: int) -> None:

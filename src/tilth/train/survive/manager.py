@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tilth.recipe.errors import RunFailed
 from tilth.train.survive import wire
-from tilth.train.survive.daemon import ManagerSettings, log_path
+from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.region import NAME, shared_folder
 from tilth.train.survive.wire import Address, Client
 
@@ -27,7 +27,7 @@ def start(settings: ManagerSettings) -> Address:
         return found
     command = [sys.executable, "-m", "tilth.train.survive.daemon"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    with open(log_path(settings.key, settings.place), "ab") as log:
+    with open(wire.log_path(settings.key, settings.place), "ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                                    start_new_session=True, env=environment)
     assert process.stdin and process.stdout
@@ -35,7 +35,7 @@ def start(settings: ManagerSettings) -> Address:
     process.stdin.close()
     line = process.stdout.readline()
     if not line:
-        said = log_path(settings.key, settings.place).read_text(errors="replace").strip().splitlines()[-1:]
+        said = wire.log_path(settings.key, settings.place).read_text(errors="replace").strip().splitlines()[-1:]
         raise RunFailed(f"The snapshot manager did not start: {said[0] if said else 'it said nothing'}")
     process.stdout.close()
     return json.loads(line)

@@ -17,8 +17,8 @@ from tilth.recipe.console import say
 from tilth.recipe.files import read_json, write_json
 from tilth.recipe.frame import Config, one_of
 from tilth.train.survive import manager, wire
-from tilth.train.survive.daemon import ManagerSettings
 from tilth.train.survive.exchange import Exchange
+from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.parity import PARITIES, NoParity, Parity, Xor
 from tilth.train.survive.placement import place
 from tilth.train.survive.wire import Address, Client

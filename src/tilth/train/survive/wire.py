@@ -43,8 +43,13 @@ def run_key(folder: Path, token: str) -> str:
     return hashlib.sha256(f"{folder.resolve()}\0{token}".encode()).hexdigest()[:16]
 
 
-def socket_path(key: str, member: int) -> Path:
-    return runtime_folder() / f"{key}-{member}.sock"
+def socket_path(key: str, place: int) -> Path:
+    return runtime_folder() / f"{key}-{place}.sock"
+
+
+def log_path(key: str, place: int) -> Path:
+    """What a manager says when something goes wrong; removed when it ends as it should."""
+    return socket_path(key, place).with_suffix(".log")
 
 
 def send(connection: Connection, head: dict[str, Any], payload: Any = None) -> None:
