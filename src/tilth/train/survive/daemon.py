@@ -54,7 +54,7 @@ class Manager:
 
     def on_holdings(self) -> dict[str, Any]:
         """Headers of the shards that are whole: the newest with every byte checked, and if that is damaged the other
-        too. What is damaged is taken back, and said."""
+        too. What is damaged is taken back, and said. region: of a checked one, for those on this machine to map."""
         damaged = []
         whole = [slot for slot in self.slots if slot.status >= Status.CLEAN]
         self.checked.clear()
@@ -68,7 +68,8 @@ class Manager:
             else:
                 self.checked.add(slot.stamp)
                 break
-        held = [slot.held().to_json() for slot in self.slots if slot.status >= Status.CLEAN]
+        held = [{**slot.held().to_json(), "region": slot.base if slot.stamp in self.checked else None}
+                for slot in self.slots if slot.status >= Status.CLEAN]
         return {"held": held, "damaged": damaged, "worker": self.worker}
 
     def on_latest_clean(self) -> dict[str, Any]:
@@ -156,15 +157,6 @@ class Manager:
     def on_get(self, step: int, incarnation: int) -> tuple[dict[str, Any], np.ndarray]:
         """The shard of a step, checked."""
         return {}, self._slot(Stamp(step, incarnation), Status.CLEAN).checked_shard()
-
-    def on_where(self, step: int, incarnation: int) -> dict[str, Any]:
-        """The region that holds the shard of a step, checked, for those on the same machine who map it."""
-        stamp = Stamp(step, incarnation)
-        slot = self._slot(stamp, Status.CLEAN)
-        if stamp not in self.checked:
-            slot.checked_shard()
-        assert slot.region is not None
-        return {"region": slot.region.path.name, "bytes": slot.held().bytes}
 
     def on_get_parity(self, step: int, incarnation: int) -> tuple[dict[str, Any], np.ndarray]:
         """The parity that this member keeps for a step, checked."""

@@ -1,5 +1,6 @@
 """Which snapshot a group can go on from, and its shards, rebuilt where members are lost."""
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ from tilth.train.survive.wire import Address, Client
 
 @dataclass(frozen=True)
 class Holding:
-    """A shard that some manager holds whole."""
+    """A shard that some manager holds whole. region: where it lies in memory, if every byte was checked just now."""
 
     held: Held
     address: Address
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,12 @@ def _get(choice: Choice, rank: int, what: str, client: Callable[[Address], Clien
     holding = choice.holdings[rank]
     if holding is None:
         raise TooFewShards(f"the shard of rank {rank} is lost")
-    asked, stamp = client(holding.address), {"step": choice.stamp.step, "incarnation": choice.stamp.incarnation}
-    if what == "get" and asked.local:  # on this machine the shard need not be sent
-        where = asked.ask("where", **stamp)
-        return Region.attach(where["region"]).bytes[PAGE:PAGE + where["bytes"]]
-    return asked.fetch(what, **stamp)[1]
+    if what == "get" and holding.region is not None and holding.address["host"] == socket.gethostname():
+        return Region.attach(holding.region).bytes[PAGE:PAGE + holding.held.bytes]  # it need not be sent
+    return client(holding.address).fetch(what, step=choice.stamp.step, incarnation=choice.stamp.incarnation)[1]
 
 
 def holdings_of(said: Sequence[dict[str, Any]]) -> list[Holding]:
     """From what every rank says of its manager: {"address", "held": [...]}."""
-    return [Holding(Held(**held), one["address"]) for one in said for held in one["held"]]
+    return [Holding(Held(**{name: value for name, value in held.items() if name != "region"}), one["address"],
+                    held["region"]) for one in said for held in one["held"]]
