@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 
+import fasttext
 from dolma.core.data_types import Document
 from dolma.taggers.jigsaw import FastTextJigsawHatespeechDocumentTagger as Jigsaw
 
@@ -28,7 +29,10 @@ def train(source, target):
             name = "hate" if one["label"] == "1" else "non_hate"
             out.write(f"__label__{name} {' '.join(one['text'].split())}\n")
         out.flush()
-        Jigsaw.train(out.name, target, max_epochs=25, num_threads=1, verbose=0)
+        # What `Jigsaw.train` does, which fails for its last argument (it gives fastText None for a text).
+        made = fasttext.train_supervised(input=out.name, lr=0.1, dim=100, epoch=25, minCount=1, wordNgrams=2,
+                                         bucket=2_000_000, loss="softmax", thread=1, verbose=0)
+    made.save_model(target)
 
 
 def timed(source, target, model):

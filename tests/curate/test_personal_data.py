@@ -154,3 +154,24 @@ def test_spans_that_touch_stay_two():
 def test_a_line_of_megabytes_takes_no_more_than_its_length():
     long = "a@" * 500_000 + "1." * 500_000 + "1-" * 500_000 + ":1" * 200_000
     assert PersonalData().measure(records([long])).height == 1
+
+
+def test_through_a_curation_by_several_processes(tmp_path):
+    rows = [{"id": f"d{at}", "text": CARD.replace("ann", f"ann{at}") * (1 + at % 3), "license": "CC BY 4.0"}
+            for at in range(12)]
+    for part in (0, 1):
+        lines = "\n".join(json.dumps(row) for row in rows[part::2])
+        (tmp_path / f"part-{part}.jsonl").write_text(lines)
+    config = parse(CurateConfig, {
+        "inputs": [{"path": str(tmp_path / f"part-{part}.jsonl")} for part in (0, 1)], "held_out": None,
+        "exact_duplicates": False, "attributes": ["spdx_licence"],
+        "rules": [{"kind": "licences", "licences": ["CC-BY"]}, "personal_data"]})
+    report = config.curate(tmp_path / "made", seed=0, workers=2)
+    names = [rule["name"] for rule in report["rules"]]
+    assert names == ["licences", "personal_data maximum", "personal_data masks"]
+    assert report["rules"][1]["dropped"]["documents"] == 8  # six or nine spans each
+    assert report["rules"][2]["found"] == {"personal_emails": 4, "personal_phones": 4, "personal_ips": 4}
+    texts = pl.read_parquet(tmp_path / "made" / "documents-*.parquet")["text"]
+    assert len(texts) == 4 and not texts.str.contains("ann").any()
+    stored = pl.read_parquet(tmp_path / "made" / "attributes-*.parquet")
+    assert stored["personal_data"].sum() == 12 * 2 * 3 and (stored["spdx_licence"] == "CC-BY-4.0").all()
