@@ -154,6 +154,6 @@ def test_recipe_in_the_folder_is_the_recipe(tmp_path, source):
 def test_a_file_that_only_the_last_stage_reads_is_missed_before_the_first(tmp_path):
     late = parse(Recipe, {"name": "late", "stages": {
         "first": {"kind": WRITE}, "second": {"kind": WRITE, "inputs": ["first"], "file": str(tmp_path / "missing")}}})
-    with pytest.raises(BadInput, match="missing"):
+    with pytest.raises(FileNotFoundError, match="missing"):
         run_recipe(late, tmp_path / "run")
     assert not stage_toys.ran
