@@ -33,7 +33,7 @@ from tilth.train.survive import manager, region, wire
 from tilth.train.survive.copier import Copier
 from tilth.train.survive.flat import flatten
 from tilth.train.survive.group import ManagerSettings
-from tilth.train.survive.members import Survive
+from tilth.train.survive.members import Members, Survive
 from tilth.train.survive.region import PAGE, Region
 from tilth.train.survive.slots import Status
 from tilth.train.survive.wire import Client, Refused
@@ -409,6 +409,31 @@ def test_shards_of_two_incarnations_never_mix(tmp_path):
         return state["at"]["step"]
 
     assert together(3, after) == [10, 10, 10]
+
+
+def test_a_snapshot_that_one_member_missed_costs_that_one_alone(tmp_path, monkeypatch):
+    """The others give up its step, keep the one that all have, and the next is taken by all."""
+    settings = Members._manager_settings
+    monkeypatch.setattr(Members, "_manager_settings", lambda self: settings(self).model_copy(
+        update={"patience_seconds": 1.0}))
+
+    def work(seat):
+        snapshots = snapshots_of(seat, tmp_path)
+        restore(snapshots)
+        take(snapshots, 10)
+        take(snapshots, 20)
+        seat.everyone("both slots are full")
+        if seat.rank:
+            snapshots.begin(30, state_at(30, seat.rank))
+            snapshots.fence()
+        time.sleep(2)
+        seat.everyone("the others have given up")
+        take(snapshots, 40)
+        found = sorted(held["step"] for held in ask(snapshots, "hello")["slots"])
+        snapshots.close(over=True)
+        return found
+
+    assert together(3, work) == [[20, 40]] * 3
 
 
 def test_snapshots_of_another_recipe_are_not_used(tmp_path):

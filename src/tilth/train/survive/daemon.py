@@ -113,9 +113,11 @@ class Manager:
             slot = next((one for one in self.slots if one.status < Status.CLEAN), None)
             if slot is None:
                 slot, newer = sorted(self.slots, key=lambda one: one.stamp)
-                safe = self.changed.wait_for(lambda: self.settled == newer.stamp or bool(self.trouble),
-                                             self.settings.patience_seconds)
-                if not safe or self.settled != newer.stamp or self.group is not group:
+                self.changed.wait_for(lambda: self.settled == newer.stamp or bool(self.trouble),
+                                      self.settings.patience_seconds)
+                if self.settled == slot.stamp and self.trouble:
+                    slot, newer, self.trouble = newer, slot, ""  # a member missed the newer: the older is what all have
+                if self.settled != newer.stamp or self.group is not group:
                     raise Refused("late", f"the snapshot of step {newer.stamp.step} is not yet safe with every member"
                                           + (f": {self.trouble}" if self.trouble else ""))
             self.checked.discard(slot.stamp if slot.region is not None else Stamp(step, incarnation))

@@ -20,7 +20,7 @@ class ManagerSettings(Config):
     parity: one_of(Parity, PARITIES) = Xor()  # type: ignore[valid-type]
     linger_seconds: float = 600.0
     hang_seconds: float | None = None
-    patience_seconds: float = 30.0
+    patience_seconds: float = 10.0
     secret: str | None = None
 
 

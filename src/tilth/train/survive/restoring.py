@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tilth.recipe.console import duration
+from tilth.recipe.console import duration, say
 from tilth.recipe.errors import BadInput
 from tilth.train.survive import persisted
 from tilth.train.survive.flat import stands_alone, unflatten
@@ -128,12 +128,18 @@ class Restoring:
         stamp = None if choice is None else {"step": choice.stamp.step, "incarnation": choice.stamp.incarnation}
         members.join(None if choice is None else [choice.stamp.step, choice.stamp.incarnation])
         self.exchange.everyone("joined")
-        if choice is not None and stamp is not None and self.exchange.rank in choice.lost:
-            size = len(self._own)
-            region = Region.attach(members.client().ask("open", size=size, **stamp)["region"])
-            region.bytes[PAGE:PAGE + size] = self._own
-            members.client().ask("written", **stamp)
+        if stamp is not None and choice is not None and self.exchange.rank in choice.lost:
+            try:
+                self._give_back(stamp)
+            except (Refused, OSError, EOFError) as error:  # full memory: the run goes on, protected again when it can
+                say(f"  rank {self.exchange.rank}: the rebuilt shard has no place, and is not protected: {error}")
         self._own = None
+
+    def _give_back(self, stamp: dict[str, int]) -> None:
+        size, client = len(self._own), self.members.client()
+        region = Region.attach(client.ask("open", size=size, **stamp)["region"])
+        region.bytes[PAGE:PAGE + size] = self._own
+        client.ask("written", **stamp)
 
     def _restart(self, path: str, step: int, lost: list[int], begun: float) -> Restart:
         said = self.members.said
