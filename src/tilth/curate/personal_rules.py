@@ -12,7 +12,7 @@ from tilth.curate.rules import DocumentRule, Rule
 from tilth.curate.sets.frame import Limit, Profiled
 from tilth.curate.spans import SPANS, flat, replaced
 
-MASKS = {"email": "|||EMAIL_ADDRESS|||", "phone": "|||PHONE_NUMBER|||", "ip": "|||IP_ADDRESS|||"}
+MASKS: dict[Kind, str] = {"email": "|||EMAIL_ADDRESS|||", "phone": "|||PHONE_NUMBER|||", "ip": "|||IP_ADDRESS|||"}
 
 
 class MaskPersonalData(DocumentRule):
@@ -41,14 +41,10 @@ class MaskPersonalData(DocumentRule):
         return pl.struct("text", *self.masked()).map_batches(self._mask, return_dtype=pl.String)
 
     def _mask(self, given: pl.Series) -> pl.Series:
-        rows, starts, ends, by = [], [], [], []
-        for column, mask in self.masked().items():
-            row, start, end = flat(given.struct.field(column).cast(SPANS))
-            rows.append(row)
-            starts.append(start)
-            ends.append(end)
-            by += [mask] * len(row)
-        return replaced(given.struct.field("text"), *map(np.concatenate, (rows, starts, ends)), by)
+        found = [flat(given.struct.field(column).cast(SPANS)) for column in self.masked()]
+        row_of, starts, ends = (np.concatenate(part) for part in zip(*found, strict=True))
+        by = [mask for mask, (rows, _, _) in zip(self.masked().values(), found, strict=True) for _ in rows]
+        return replaced(given.struct.field("text"), row_of, starts, ends, by)
 
 
 class PersonalDataRules(Profiled):

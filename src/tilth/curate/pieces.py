@@ -36,8 +36,8 @@ def pieces(texts: pl.Series, unit: Unit) -> Pieces:
         made = texts.str.split("\n", inclusive=True)
     if unit == "sentence":
         mark = free_character(texts)
-        ends = pl.element().str.replace_all(SENTENCE_END, f"${{1}}{mark}").str.split(mark)
-        made = made.to_frame("piece").select(pl.col("piece").list.eval(ends.explode())).to_series()
+        cut = pl.element().str.replace_all(SENTENCE_END, f"${{1}}{mark}").str.split(mark)
+        made = made.to_frame("piece").select(pl.col("piece").list.eval(cut.explode())).to_series()
     counts = made.list.len().fill_null(0).to_numpy().astype(np.int64)
     parts = made.filter(pl.Series(counts > 0)).explode() if counts.any() else pl.Series([], dtype=pl.String)
     row, lengths = np.repeat(np.arange(len(texts)), counts), parts.str.len_chars().to_numpy().astype(np.int64)

@@ -37,8 +37,8 @@ def flat(spans: pl.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def union(columns: list[pl.Series]) -> pl.Series:
     """The union of several columns of spans, row by row."""
-    parts = [flat(column) for column in columns]
-    return span_lists(len(columns[0]), *(np.concatenate(part) for part in zip(*parts, strict=True)))
+    row_of, starts, ends = (np.concatenate(part) for part in zip(*map(flat, columns), strict=True))
+    return span_lists(len(columns[0]), row_of, starts, ends)
 
 
 def covered(spans: pl.Series) -> np.ndarray:
