@@ -7,7 +7,7 @@ from torch import nn
 from train_toys import PackedRows, Pairs, pool_stream, same, text_learner, weights
 
 from tilth.train import micro
-from tilth.train.device import SavedBytes
+from tilth.train.device import SavedBytes, matmul_peak
 from tilth.train.micro import largest_micro_batch, row_bytes
 
 CPU = torch.device("cpu")
@@ -65,3 +65,7 @@ def test_saved_bytes_is_proportional_to_rows_and_changes_no_gradient():
     (few, plain), (_, counted), (many, _) = grads(4, True), grads(4, False), grads(16, True)
     assert all(torch.equal(one, other) for one, other in zip(plain, counted, strict=True))
     assert 2.5 < many.bytes / few.bytes <= 4.5
+
+
+def test_a_peak_is_measured_even_where_no_round_fits_the_time():
+    assert matmul_peak(CPU, "fp32", seconds=0) > 0

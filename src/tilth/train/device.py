@@ -79,9 +79,9 @@ def matmul_peak(device: torch.device, precision: str, seconds: float = 0.3) -> f
     multiply = partial(torch.mm, a, b)
     if mode_of(precision) != "plain" and has_products(device):
         multiply = partial(product, quantize_tensor(a), quantize_tensor(b), dtype)
-    best, end = 0.0, time.perf_counter() + seconds
     multiply()
-    while time.perf_counter() < end:
+    best, end = 0.0, time.perf_counter() + seconds
+    while not best or time.perf_counter() < end:  # a busy machine may not give a whole round in that time
         wait_for(device)
         start = time.perf_counter()
         for _ in range(4):
