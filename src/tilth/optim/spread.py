@@ -1,38 +1,43 @@
-"""Tensors that are spread over processes (DTensor), and plain ones, by the same few functions."""
+"""Tensors that are spread over processes (DTensor), and plain ones, by the same few functions.
+
+torch.distributed.tensor takes most of a second to import: what is not there yet has spread nothing, and is not asked.
+"""
 
 import math
+import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_spread(tensor: Any) -> bool:
-    return isinstance(tensor, DTensor)
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a spread tensor, sharing its memory; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a spread tensor (every process must ask); any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def spread_like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor, spread as `model` is; every process holds the whole, so nothing is sent."""
-    if not isinstance(model, DTensor):
+    if not is_spread(model):
         return tensor
-    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def empty_like(model: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Room for a tensor of `shape`, spread as `model` is if their shapes are equal; plain otherwise."""
-    if isinstance(model, DTensor) and model.shape == shape:
+    if is_spread(model) and model.shape == shape:
         return torch.empty_like(model, dtype=dtype)
     return torch.empty(shape, dtype=dtype)
 
@@ -44,7 +49,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 def clip_gradients(parameters: list[Tensor], limit: float) -> float:
     """Scale the gradients so that their common norm is at most `limit`; returns the norm before."""
-    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+    if not any(map(is_spread, parameters)):
         return float(nn.utils.clip_grad_norm_(parameters, limit))
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = spread_norm(gradients)
@@ -57,7 +62,7 @@ def spread_norm(gradients: list[Tensor]) -> float:
     """The Euclidean norm of whole and spread tensors together; one exchange for each way in which they are spread."""
     groups: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
-        spread = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+        spread = (gradient.device_mesh, gradient.placements) if is_spread(gradient) else None  # type: ignore
         groups.setdefault(spread, []).append(local(gradient))
     square = 0.0
     for spread, parts in groups.items():

@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tilth.optim.spread import empty_like, is_spread, spread_like
 from tilth.recipe.console import say
@@ -71,11 +68,12 @@ def _write_spread(folder: Path, tree: Any, tensors: dict[str, Tensor], processes
 
 
 def _write_part(beside: Path, folder: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+    import torch.distributed.checkpoint as dcp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of its own deprecations here
         _guarded(folder, lambda: dcp.save(
             tensors, process_group=processes.checkpoint_group,
-            storage_writer=HuggingFaceStorageWriter(str(beside), save_distributed=True)))
+            storage_writer=dcp.HuggingFaceStorageWriter(str(beside), save_distributed=True)))
     mine = sorted(beside.glob(f"shard-{processes.rank + 1:05d}-*"))
     for path in mine:
         with open(path, "rb") as handle:
@@ -124,7 +122,9 @@ def read_state(folder: Path, files: list[str], layout: Layout) -> dict[str, Any]
     if WHOLE in files:
         tensors = {name: _placed(name, tensor, layout) for name, tensor in load_file(folder / WHOLE).items()}
         return decode(read_json(folder / TREE), tensors)
-    reader = HuggingFaceStorageReader(str(folder))
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    reader = dcp.HuggingFaceStorageReader(str(folder))
     tensors = {}
     for name, about in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(about, TensorStorageMetadata)

@@ -13,12 +13,11 @@ beside `forward`, that its objective calls); others are replicated.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tilth.models.context import ContextGroup
 from tilth.objectives.loss import Batch
@@ -26,6 +25,9 @@ from tilth.optim.spread import local
 from tilth.recipe.errors import BadInput
 from tilth.train.learner import Learner
 from tilth.train.processes import Processes
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BUCKET = 1 << 23  # numbers of a bucket of gradients: 32 MiB of float32
 
@@ -84,7 +86,8 @@ class Parallel:
             if settings.strategy == "shard" and processes.world > 1 and hasattr(module, "blocks"):
                 self._shard(module, precision)
 
-    def _mesh(self, device: torch.device) -> DeviceMesh:
+    def _mesh(self, device: torch.device) -> "DeviceMesh":
+        from torch.distributed.device_mesh import init_device_mesh
         data, replicas = self.processes.world // self.settings.tensor, self.settings.replicas
         if data % replicas:
             raise BadInput(f"{data} processes cannot hold {replicas} replicas (--replicas); choose a divisor.")

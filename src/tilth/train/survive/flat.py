@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from tilth.optim.spread import is_spread, local
 from tilth.train.encoding import decode, encode
@@ -146,7 +145,9 @@ def _tensor(ranges: list[tuple[int, int, np.ndarray]], entry: list[Any], spread:
                 target[low - at:high - at] = part[low - begin:high - begin]
     if spread is None:
         return tensor
-    if not isinstance(model, DTensor):
+    if model is None or not is_spread(model):
         raise ValueError("a tensor was spread over processes when the snapshot was taken, and is not now")
-    return DTensor.from_local(tensor.to(model.device), model.device_mesh, model.placements, run_check=False,
-                              shape=torch.Size(spread), stride=model.stride())
+    from torch.distributed.tensor import DTensor
+    spread_model: Any = model
+    return DTensor.from_local(tensor.to(model.device), spread_model.device_mesh, spread_model.placements,
+                              run_check=False, shape=torch.Size(spread), stride=model.stride())
