@@ -45,7 +45,8 @@ from tilth.recipe.errors import RunFailed
 from tilth.recipe.files import read_json, read_json_lines
 from tilth.stages.building import Budget, random_batch
 from tilth.stages.load import load_recipe
-from tilth.stages.pretrain import CheckpointConfig, Pretraining, PretrainStage
+from tilth.stages.pretrain import CheckpointConfig, PretrainStage
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Context, Hardware, Recipe
 from tilth.train import Every, Loop

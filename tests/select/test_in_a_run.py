@@ -10,7 +10,8 @@ import torch
 from tilth.data.pool import PoolWriter, token_field
 from tilth.recipe import Interrupted, parse
 from tilth.recipe.files import read_json_lines
-from tilth.stages.pretrain import Pretraining, PretrainStage
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.stage import Context, Hardware
 from tilth.train import Every
 

@@ -7,7 +7,7 @@ import torch
 from tilth.recipe import parse
 from tilth.select.policy import PolicyConfig
 from tilth.select.weighers import ByLoss, linupper
-from tilth.stages.pretrain import WeighByLoss
+from tilth.stages.pretraining import WeighByLoss
 
 FIVE = torch.tensor([1.0, 2, 3, 4, 5])
 PUBLISHED = {

@@ -9,7 +9,8 @@ from tilth.recipe import BadInput, parse
 from tilth.recipe.files import read_json, write_json
 from tilth.stages import Context
 from tilth.stages.advice import advice_lines
-from tilth.stages.pretrain import Pretraining, PretrainStage
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.pretraining import Pretraining
 
 MODEL = {"kind": "transformer", "layers": 1, "width": 16, "heads": 2, "context": 32}
 AUTO = {"model": MODEL, "length": 32, "batch_tokens": "auto", "optimizer": {"kind": "adamw", "lr": "auto"}}

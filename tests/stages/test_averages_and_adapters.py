@@ -14,7 +14,8 @@ from tilth.stages import Context, Hardware
 from tilth.stages.export import export
 from tilth.stages.model_folder import load_model
 from tilth.stages.plan import plan_recipe, plan_text
-from tilth.stages.pretrain import Pretraining, PretrainStage
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Recipe
 from tilth.train import Every

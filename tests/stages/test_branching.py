@@ -8,7 +8,8 @@ from tilth.recipe import BadInput, Interrupted, parse
 from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.stages import Context
 from tilth.stages.commands import trace_run
-from tilth.stages.pretrain import Pretraining, PretrainStage
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Recipe
 from tilth.train import Every, Loop

@@ -15,7 +15,8 @@ import torch
 
 from tilth.recipe.console import duration, quantity, say
 from tilth.recipe.errors import BadInput
-from tilth.stages.pretrain import Pretraining, PretrainStage
+from tilth.stages.pretrain import PretrainStage
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Context, Hardware, Recipe
 from tilth.train.device import begin_peak, matmul_peak, peak_since, pick_device, wait_for

@@ -18,7 +18,7 @@ import torch
 
 from tilth.recipe.files import write_json
 from tilth.stages.load import load_recipe
-from tilth.stages.pretrain import Pretraining
+from tilth.stages.pretraining import Pretraining
 from tilth.stages.stage import Context, Hardware
 from tilth.train.checkpoint import path_of
 from tilth.train.loop import Loop
