@@ -1,9 +1,12 @@
 """Stages from outside the package that are quick to run, and a tiny recipe over a folder of text files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydantic import Field
 
 from tilth.data import locations
@@ -11,6 +14,7 @@ from tilth.recipe import Interrupted, parse
 from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.select.protocols import Weigher, WeigherConfig
 from tilth.stages import Context, Recipe, Stage
+from tilth.train import Loop
 
 ran: list[str] = []
 
@@ -55,6 +59,23 @@ class LossWeigher(Weigher):
 
     def weights(self, batch, losses):
         return losses / losses.mean()
+
+
+@contextmanager
+def stopped_after(step: int, monkeypatch: Any) -> Iterator[None]:
+    """Runs in the block save a checkpoint after `step` and stop there, as at a signal."""
+    plain = Loop._call_hooks
+
+    def interrupt(loop: Loop) -> bool:
+        better = plain(loop)
+        if loop.at.step == step:
+            loop.save()
+            raise Interrupted("stopped")
+        return better
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Loop, "_call_hooks", interrupt)
+        yield
 
 
 class ByLoss(WeigherConfig):

@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from stage_toys import curve, tiny, write_corpus
+from stage_toys import curve, stopped_after, tiny, write_corpus
 from torch import nn
 
 from tilth.objectives import Causal
 from tilth.optim import AdamW
 from tilth.optim.coat import CoatAdamW
-from tilth.recipe import BadInput, Interrupted, parse
+from tilth.recipe import BadInput, parse
 from tilth.recipe.files import read_json_lines
 from tilth.stages.model_folder import load_model
 from tilth.stages.plan import plan_recipe
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Hardware
-from tilth.train import Learner, Loop, micro
+from tilth.train import Learner, micro
 from tilth.train.parallel import ParallelSettings
 
 COAT = {"precision": "coat", "optimizer": {"kind": "coat_adamw", "lr": 1e-2, "expansion": True}}
@@ -44,16 +44,7 @@ def test_coat_learns_as_float32_does_and_says_what_its_updates_were(corpus, tmp_
 @pytest.mark.parametrize("stop", [3, 8])
 def test_stopped_anywhere_it_goes_on_exactly(corpus, tmp_path, monkeypatch, stop):
     expected = go(corpus, tmp_path / "whole", **COAT)
-    plain = Loop._call_hooks
-
-    def interrupt(loop):
-        plain(loop)
-        if loop.at.step == stop:
-            loop.save()
-            raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Loop, "_call_hooks", interrupt)
+    with stopped_after(stop, monkeypatch):
         go(corpus, tmp_path / "cut", **COAT)
     assert go(corpus, tmp_path / "cut", **COAT) == expected
 

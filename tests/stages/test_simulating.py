@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from stage_toys import curve, tiny, write_corpus
+from stage_toys import curve, stopped_after, tiny, write_corpus
 
-from tilth.recipe import BadInput, Interrupted
+from tilth.recipe import BadInput
 from tilth.stages.model_folder import load_model
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.runner import run_recipe
 from tilth.stages.simulating import SimulatedLearner
-from tilth.train import Loop
 
 COARSE = {"forward": "E8M1", "backward": "E8M1"}
 
@@ -42,16 +41,7 @@ def test_only_the_chosen_steps_round(corpus, tmp_path):
 def test_stopped_before_inside_and_after_the_range_it_goes_on_exactly(corpus, tmp_path, monkeypatch, stop):
     simulated = {"forward": "E8M2", "backward": "E8M2", "first_step": 4, "end_step": 8}
     expected = go(corpus, tmp_path / "whole", simulated=simulated)
-    plain = Loop._call_hooks
-
-    def interrupt(loop):
-        plain(loop)
-        if loop.at.step == stop:
-            loop.save()
-            raise Interrupted("stopped")
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Loop, "_call_hooks", interrupt)
+    with stopped_after(stop, monkeypatch):
         go(corpus, tmp_path / "cut", simulated=simulated)
     assert go(corpus, tmp_path / "cut", simulated=simulated) == expected
 

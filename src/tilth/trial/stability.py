@@ -44,7 +44,7 @@ class StabilityStudy(Sweep):
         points = iter(self.points)
         cells = {(spec.name, rate): self._cell(next(points)) for spec in self.specs for rate in self.rates}
         limits = Thresholds()
-        result = {"recipe": self.name, "fixed": list(self.fixed), "rates": self.rates,
+        result = {"recipe": recipes[0].name, "fixed": list(self.fixed), "rates": self.rates,
                   "seeds": [recipes[0].seed + seed for seed in range(self.seeds)], "tilth": tilth.__version__,
                   "thresholds": vars(limits), "measure": "training loss, nats a token, mean of the last "
                   f"{100 * limits.smooth:g} % of steps", **study(self.specs, self.rates, cells, self.tolerance)}

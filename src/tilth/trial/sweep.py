@@ -92,7 +92,7 @@ class Sweep:
         rows = [self._row(point, recipe) for point, recipe in zip(self.points, recipes, strict=True)]
         whole = [row for row in rows if row["mean"] is not None]
         best = min(whole, key=lambda row: row["mean"]) if whole else None
-        return {"recipe": self.name, "fixed": list(self.fixed), "axes": self.axes, "seeds": self.seeds,
+        return {"recipe": recipes[0].name, "fixed": list(self.fixed), "axes": self.axes, "seeds": self.seeds,
                 "measure": "held-out bits per byte" if all(row["held_out"] for row in rows) else "training loss, nats",
                 "cells": rows, "best": best and best["values"], "optima": optima(self.axes, rows, best),
                 "law": law(rows)}
