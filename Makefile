@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check . --fix
