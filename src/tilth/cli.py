@@ -282,11 +282,13 @@ def trial(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE RECIPE...
           seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe; 5 or more for a verdict.")] = 5,
           flops: Annotated[float | None, typer.Option(help="Budget of a run (default: what the baseline's own budget "
                                                            "takes).")] = None,
-          folder: Folder = None, device: Device = "auto", micro_rows: MicroRows = None, workers: Workers = 1,
-          as_json: Json = False) -> None:
+          measure: Annotated[str, typer.Option(help="What is compared: held_out, or a task of code lengths.")] =
+          "held_out", folder: Folder = None, device: Device = "auto", micro_rows: MicroRows = None,
+          workers: Workers = 1, as_json: Json = False) -> None:
     """Recipes at equal FLOPs, choosing included, over equal seeds: one table with paired intervals, one plot."""
     from tilth.trial.trial import run_trial
-    _finish(as_json, run_trial(recipes, seeds, folder, _hardware(device, micro_rows, workers), flops, _command()))
+    _finish(as_json, run_trial(recipes, seeds, folder, _hardware(device, micro_rows, workers), flops, _command(),
+                              measure))
 
 
 @app.command()

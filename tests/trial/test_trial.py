@@ -31,13 +31,15 @@ def recipes(tmp_path_factory) -> list[Path]:
         lines = [" ".join(rng.choice(WORDS, 8)) for _ in range(int(rng.integers(3, 12)))]
         (folder / f"{number:03d}.txt").write_text(".\n".join(lines))
     model = {"kind": "transformer", "layers": 1, "width": 16, "heads": 2, "feed_forward": 32, "context": 64}
+    told = {"kind": "answer_bits", "name": "told", "rows": [{"query": "the field", "answer": "waits in the rain"},
+                                                            {"query": "a seed", "answer": "grows"}]}
     stages = {
         "curate": {"kind": "curate", "inputs": [{"kind": "files", "path": str(folder / "*.txt")}],
                    "held_out": {"minimum_bytes": 600, "share": 0.3}},
         "tokenize": {"kind": "tokenize", "tokenizer": {"kind": "bytes"}, "unit_tokens": 40},
         "pretrain": {"kind": "pretrain", "model": model, "length": 32, "batch_tokens": 128, "budget": {"steps": 24},
                      "schedule": {"kind": "cosine", "warmup": 2}, "precision": "fp32", "held_out_every": 8},
-        "evaluate": {"kind": "evaluate", "tasks": []}}
+        "evaluate": {"kind": "evaluate", "tasks": [told]}}
     weigher = {"pretrain": {"policy": {"weigher": {"kind": "linupper", "warmup": 4}}}}
     written = {"plain": {"stages": stages}, "by_loss": {"base": "plain.yaml", **weigher}}
     for name, content in written.items():
@@ -119,6 +121,32 @@ def test_a_finished_trial_changes_nothing(finished, recipes):
     assert read_json(folder / "result.json") == before
     with pytest.raises(BadInput, match="other recipes or another budget"):
         Trial([load_recipe(str(path), ["pretrain.length=16"]) for path in recipes], 2, folder).run()
+
+
+def test_more_recipes_may_follow_and_what_was_spent_before_is_paid_for(finished, recipes):
+    folder, _ = finished
+    trained = read_json(folder / "result.json")["runs"]["plain"][0]
+    written = yaml.safe_load(recipes[0].read_text())
+    written["name"], written["stages"]["pretrain"]["budget"] = "laddered", {"steps": 24, "before": trained["flops"] / 4}
+    (recipes[0].parent / "laddered.yaml").write_text(yaml.safe_dump(written))
+    three = [load_recipe(str(path)) for path in [*recipes, recipes[0].parent / "laddered.yaml"]]
+    run = Trial(three, 1, folder).run()["runs"]["laddered"][0]
+    assert run["steps"] == 18 and run["flops"] == pytest.approx(trained["flops"])
+    with pytest.raises(BadInput, match="more may follow"):
+        Trial(three[:2], 2, folder).run()
+
+
+def test_a_task_of_code_lengths_can_be_what_is_compared(finished, recipes):
+    folder, two = finished[0], [load_recipe(str(path)) for path in recipes]
+    beside = read_json(folder / "result.json")["comparisons"]["by_loss"]["tasks"]["told/bits_per_byte"]
+    three = [*two, load_recipe(str(recipes[0].parent / "laddered.yaml"))]
+    found = Trial(three, 2, folder, measure="told").run()["comparisons"]["by_loss"]
+    assert found["metric"] == "bits per byte of told, less is better" and found["documents"] == 2
+    for key in ("value", "difference", "interval"):
+        assert found[key] == pytest.approx(beside[key])
+    assert "held_out/bits_per_byte" in found["tasks"]
+    with pytest.raises(BadInput, match="does not measure 'tolled'; did you mean 'told'"):
+        Trial(three, 2, folder, measure="tolled").run()
 
 
 def test_recipes_that_cannot_be_compared(recipes, tmp_path):

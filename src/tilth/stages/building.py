@@ -21,24 +21,29 @@ from tilth.train.loop import seeded
 
 class Budget(Config):
     """How long to train; where several are given, the smallest counts. minutes becomes tokens once, before step 0, by
-    a measured probe, and is written down."""
+    a measured probe, and is written down. before: FLOPs that were spent on what the run reads (a ladder of models,
+    scores made elsewhere); they are part of the run's FLOPs, and `flops` pays for them too."""
 
     tokens: float | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
     flops: float | None = Field(None, gt=0)
     minutes: float | None = Field(None, gt=0)
+    before: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _some(self) -> "Budget":
-        if not any(vars(self).values()):
+        if not any((self.tokens, self.epochs, self.steps, self.flops, self.minutes)):
             raise ValueError("give at least one of tokens, epochs, steps, flops, minutes")
+        if self.flops and self.before >= self.flops:
+            raise ValueError(f"the {self.before:g} FLOPs spent before leave nothing of {self.flops:g} to train with")
         return self
 
     def in_tokens(self, batch_tokens: float, flops_per_token: float, pool_tokens: int | None,
                   seconds_per_step: float | None) -> float:
         """Tokens of the run, not rounded to whole steps; at least those of a step."""
-        limits = [self.steps and self.steps * batch_tokens, self.tokens, self.flops and self.flops / flops_per_token,
+        left = self.flops and (self.flops - self.before) / flops_per_token
+        limits = [self.steps and self.steps * batch_tokens, self.tokens, left,
                   self.epochs and pool_tokens and self.epochs * pool_tokens,
                   self.minutes and seconds_per_step and 60 * self.minutes / seconds_per_step * batch_tokens]
         return max(min((float(limit) for limit in limits if limit), default=batch_tokens), batch_tokens)
@@ -47,8 +52,8 @@ class Budget(Config):
                  seconds_per_step: float | None, choosing: Callable[[int], float] | None = None) -> int:
         """The number of optimizer steps, at least 1. choosing: the FLOPs that a policy needs beside so many steps; a
         budget in FLOPs pays for them too."""
-        limits = [self.steps, self.tokens and self.tokens / batch_tokens,
-                  self.flops and steps_within(self.flops, flops_per_step, choosing or (lambda steps: 0.0)),
+        left = self.flops and steps_within(self.flops - self.before, flops_per_step, choosing or (lambda steps: 0.0))
+        limits = [self.steps, self.tokens and self.tokens / batch_tokens, left,
                   self.epochs and pool_tokens and self.epochs * pool_tokens / batch_tokens,
                   self.minutes and seconds_per_step and 60 * self.minutes / seconds_per_step]
         given = [float(limit) for limit in limits if limit]

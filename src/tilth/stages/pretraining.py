@@ -147,6 +147,7 @@ class Pretraining:
         if branch is not None:
             loop.origin = lambda: branch.origin(self.stream, optimizers, folder / "drawn", loop.layout(),
                                                 self.processes.main)
+        loop.spend(stage.budget.before)
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend, loop.fence))
         return loop
 

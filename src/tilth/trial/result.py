@@ -18,6 +18,7 @@ from tilth.report.templating import environment
 from tilth.trial.statistics import paired, verdict
 
 METRIC = "held-out bits per byte, less is better"
+CODE_LENGTHS = (("bits", "bytes"), ("gold_bits", "gold_bytes"))  # of held-out text, and of a task's right answers
 HEADER = ("recipe", "bits per byte", "± seeds", "difference", "95 % interval", "by seeds", "wins", "FLOPs", "tokens",
           "time", "CPU time")
 
@@ -43,13 +44,17 @@ class Finished:
         return float(self.bits.sum() / self.bytes.sum())
 
 
-def summarise(finished: Mapping[str, Sequence[Finished]], budget: float, tolerance: float) -> dict[str, Any]:
+def summarise(finished: Mapping[str, Sequence[Finished]], budget: float, tolerance: float,
+              measure: str = "held_out") -> dict[str, Any]:
     """What result.json holds: the keys of evidence for the first challenger, all challengers in `comparisons`, all
     runs in `runs`. BadInput where the runs did not measure the same documents."""
     baseline, *challengers = finished
     _check_documents(finished)
     comparisons = {name: _compare(name, finished[name], baseline, finished[baseline], budget, tolerance)
                    for name in challengers}
+    if measure != "held_out":
+        for found in comparisons.values():
+            found["metric"] = f"bits per byte of {measure}, less is better"
     return {**comparisons[challengers[0]], "comparisons": comparisons, "tilth": tilth.__version__,
             "runs": {name: [_row(run) for run in runs] for name, runs in finished.items()}}
 
@@ -90,9 +95,17 @@ def _verdict(found: Mapping[str, Any], spent: Sequence[float], spent_by_baseline
 
 
 def _tasks(runs: Sequence[Finished], others: Sequence[Finished]) -> dict[str, Any]:
-    """Paired differences of every task measure, question by question."""
+    """Paired differences of every task measure, question by question; code lengths also as bits per byte."""
     found: dict[str, Any] = {}
     for task, measures in runs[0].tasks.items():
+        for bits, size in CODE_LENGTHS:
+            a, b = (np.array([run.tasks.get(task, {}).get(bits, ()) for run in side], np.float64)
+                    for side in (runs, others))
+            weights = np.array(measures.get(size, ()), np.float64)
+            if len(weights) and a.shape[1:] == b.shape[1:] == weights.shape:
+                found[f"{task}/bits_per_byte"] = {"value": float(a.mean(0).sum() / weights.sum()),
+                                                  "baseline_value": float(b.mean(0).sum() / weights.sum()),
+                                                  **paired(a, b, weights)}
         for measure, values in measures.items():
             sides = [[run.tasks.get(task, {}).get(measure, ()) for run in side] for side in (runs, others)]
             if values and all(len(one) == len(values) for side in sides for one in side):

@@ -1,13 +1,14 @@
 """A trial: recipes compared at equal budget over seeds.
 
-    TRIAL/trial.json               the recipes, seeds and budget; a trial with others needs a folder of its own
+    TRIAL/trial.json               the recipes and the budget; a trial with others needs a folder of its own
     TRIAL/runs/NAME-seed-K/        one run, as `tilth run` writes it, up to its evaluation
     TRIAL/result.json, trial.html  written after every seed that all recipes have finished
 
 The first recipe is the baseline. Its run of the first seed, under its own budget, sets the FLOPs of all others: what a
-policy spends on choosing is part of them, so that a recipe that chooses trains for fewer steps, and its schedule ends
-where they end. Seed k of every recipe is the same (initial weights, order of data). Stages that do not depend on the
-seed (curate, tokenize) are made once and linked into every run with an equal one. Killed, the same command goes on.
+policy spends on choosing is part of them (and what was spent before the run, `budget.before`), so that a recipe that
+chooses trains for fewer steps, and its schedule ends where they end. Seed k of every recipe is the same (initial
+weights, order of data). Stages that do not depend on the seed (curate, tokenize) are made once and linked into every
+run with an equal one. Killed, the same command goes on.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import numpy as np
 from tilth.recipe.console import quantity, say
 from tilth.recipe.errors import BadInput
 from tilth.recipe.files import locked, read_json, write_json, writing_folder
+from tilth.recipe.frame import nearest
 from tilth.stages.building import Budget
 from tilth.stages.commands import up_to
 from tilth.stages.evaluate import EvaluateStage
@@ -30,23 +32,24 @@ from tilth.stages.load import load_recipe
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.runner import run_recipe
 from tilth.stages.stage import Hardware, Recipe
-from tilth.trial.result import Finished, result_text, summarise, write_page
+from tilth.trial.result import CODE_LENGTHS, Finished, result_text, summarise, write_page
 
 TOLERANCE = 0.02  # by how much the FLOPs of a run may miss the budget and still count as equal
 
 
 class Trial:
-    """recipes: the baseline first, names all different; seeds: how many, counted up from each recipe's own."""
+    """recipes: the baseline first, names all different; seeds: how many, counted up from each recipe's own; measure:
+    what is compared, the held-out text or a task that measures code lengths (such as `answer_bits`)."""
 
     def __init__(self, recipes: Sequence[Recipe], seeds: int, folder: Path, hardware: Hardware | None = None,
-                 flops: float | None = None, command: str = ""):
+                 flops: float | None = None, command: str = "", measure: str = "held_out"):
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names) or len(names) < 2:
             raise BadInput(f"A trial compares two or more recipes with different names, not {', '.join(names)}. Give a "
                            f"variant a name of its own (a YAML file with `base:` and `name:`).")
         self.recipes = [prepared(recipe) for recipe in recipes]
         self.seeds, self.folder, self.hardware, self.command = seeds, folder, hardware or Hardware(), command
-        self.flops = flops
+        self.flops, self.measure = flops, measure
 
     def run(self) -> dict[str, Any]:
         """Every run that is not finished yet, seed by seed; returns the result as result.json holds it."""
@@ -61,12 +64,16 @@ class Trial:
         return result
 
     def _check_same(self) -> None:
-        """A folder belongs to one trial; more seeds of it are welcome."""
-        known = {"recipes": [recipe.model_dump(mode="json") for recipe in self.recipes], "flops": self.flops}
+        """A folder belongs to one trial; more seeds and further recipes of it are welcome."""
+        known = json.loads(json.dumps({"recipes": [recipe.model_dump(mode="json") for recipe in self.recipes],
+                                       "flops": self.flops}))
         path = self.folder / "trial.json"
-        if path.exists() and read_json(path) != json.loads(json.dumps(known)):
-            raise BadInput(f"{self.folder} holds a trial of other recipes or another budget. Put them back, or choose "
-                           f"another --folder.")
+        before = read_json(path) if path.exists() else known
+        same = all(recipe in known["recipes"] for recipe in before["recipes"]) and (
+            before["recipes"][0] == known["recipes"][0] and before["flops"] == known["flops"])
+        if not same:
+            raise BadInput(f"{self.folder} holds a trial of other recipes or another budget. Put them back (more may "
+                           f"follow them), or choose another --folder.")
         write_json(path, known)
 
     def _folder(self, recipe: Recipe, seed: int) -> Path:
@@ -92,7 +99,7 @@ class Trial:
     def _write(self, seeds: int) -> dict[str, Any]:
         finished = {recipe.name: [self._finished(recipe, seed) for seed in range(seeds)] for recipe in self.recipes}
         budget = self.flops or finished[self.recipes[0].name][0].flops
-        result = summarise(finished, budget, TOLERANCE)
+        result = summarise(finished, budget, TOLERANCE, self.measure)
         write_json(self.folder / "result.json", result)
         write_page(self.folder / "trial.html", result, finished)
         return result
@@ -100,25 +107,37 @@ class Trial:
     def _finished(self, recipe: Recipe, seed: int) -> Finished:
         folder, summary = self._folder(recipe, seed), self.summary(recipe, seed, "pretrain")
         items = read_json(folder / only(recipe, "evaluate") / "items.json")
-        if "held_out" not in items:
-            raise BadInput(f"The recipe '{recipe.name}' has no held-out text to compare on; let its curate stage hold "
-                           f"some out.")
-        return Finished(recipe.seed + seed, np.array(items["held_out"]["bits"]), np.array(items["held_out"]["bytes"]),
+        bits, size = code_lengths(items, self.measure, recipe.name)
+        return Finished(recipe.seed + seed, bits, size,
                         summary["flops"], summary["seconds"], summary["cpu_seconds"], summary["tokens"],
                         summary["steps"], folder / only(recipe, "pretrain"),
-                        {task: parts for task, parts in items.items() if task != "held_out"})
+                        {task: parts for task, parts in items.items() if task != self.measure})
 
 
 def run_trial(arguments: Sequence[str], seeds: int, folder: Path | None, hardware: Hardware, flops: float | None,
-              command: str) -> dict[str, Any]:
+              command: str, measure: str = "held_out") -> dict[str, Any]:
     """The command: recipes by name, baseline first, and key=value changes that apply to all of them."""
     changes = [one for one in arguments if "=" in one]
     recipes = [load_recipe(one, changes) for one in arguments if "=" not in one]
     folder = folder or Path("trials") / "-".join(recipe.name for recipe in recipes)
-    result = Trial(recipes, seeds, folder, hardware, flops, command).run()
+    result = Trial(recipes, seeds, folder, hardware, flops, command, measure).run()
     print(result_text(result))
     say(f"result: {folder / 'result.json'}\npage: {folder / 'trial.html'}")
     return result
+
+
+def code_lengths(items: dict[str, Any], measure: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and bytes of each document or answer of what is compared, both (D,)."""
+    if measure not in items:
+        raise BadInput(f"The recipe '{name}' has no held-out text to compare on; let its curate stage hold some out."
+                       if measure == "held_out" else
+                       f"The recipe '{name}' does not measure '{measure}'{nearest(measure, list(items))} It measures "
+                       f"{', '.join(items)}.")
+    found = next(((bits, size) for bits, size in CODE_LENGTHS if bits in items[measure]), None)
+    if found is None:
+        raise BadInput(f"The task '{measure}' does not measure code lengths, in which recipes are compared; choose one "
+                       f"of kind answer_bits, or the held-out text.")
+    return np.array(items[measure][found[0]], np.float64), np.array(items[measure][found[1]], np.float64)
 
 
 def prepared(recipe: Recipe) -> Recipe:
@@ -151,7 +170,8 @@ def with_budget(recipe: Recipe, seed: int, flops: float | None) -> Recipe:
     assert isinstance(stage, PretrainStage)
     if flops is None:
         return recipe
-    return with_stage(recipe, name, stage.model_copy(update={"budget": Budget(flops=flops)}))
+    budget = Budget(flops=flops, before=stage.budget.before)
+    return with_stage(recipe, name, stage.model_copy(update={"budget": budget}))
 
 
 def shared_keys(recipe: Recipe) -> dict[str, str]:
