@@ -137,9 +137,8 @@ def test_more_recipes_may_follow_and_what_was_spent_before_is_paid_for(finished,
 
 
 def test_a_task_of_code_lengths_can_be_what_is_compared(finished, recipes):
-    folder, two = finished[0], [load_recipe(str(path)) for path in recipes]
-    beside = read_json(folder / "result.json")["comparisons"]["by_loss"]["tasks"]["told/bits_per_byte"]
-    three = [*two, load_recipe(str(recipes[0].parent / "laddered.yaml"))]
+    folder, three = finished[0], [load_recipe(str(path)) for path in [*recipes, recipes[0].parent / "laddered.yaml"]]
+    beside = Trial(three, 2, folder).run()["comparisons"]["by_loss"]["tasks"]["told/bits_per_byte"]
     found = Trial(three, 2, folder, measure="told").run()["comparisons"]["by_loss"]
     assert found["metric"] == "bits per byte of told, less is better" and found["documents"] == 2
     for key in ("value", "difference", "interval"):
