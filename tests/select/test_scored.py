@@ -122,8 +122,10 @@ def test_losses_of_finished_models(text_pool, tmp_path):
     models = [config.build().initialize(seed) for seed in (0, 1)]
     for number, model in enumerate(models):
         save_model(tmp_path / f"m{number}" / "model", model, text_pool.tokenizer())
-    write_losses([tmp_path / "m0", tmp_path / "m1"], text_pool.folder, tmp_path / "ladder.parquet", 0.5)
-    write_losses([tmp_path / "m1"], text_pool.folder, tmp_path / "one.parquet")
+    made = write_losses([tmp_path / "m0", tmp_path / "m1"], text_pool.folder, tmp_path / "ladder.parquet", 0.5)
+    alone = write_losses([tmp_path / "m1"], text_pool.folder, tmp_path / "one.parquet")
+    forward = int(text_pool.lengths().sum()) * config.flops_per_token(64, training=False)
+    assert 1 <= alone["flops"] / forward < 1.3 and 0.5 < made["flops"] / forward < 1.5  # some of each row is padding
     ladder, one = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("ladder", "one"))
     assert ladder.columns == ["unit_id", "m0", "m1"] and 30 < len(ladder) < 90 and len(one) == len(text_pool)
     joined = ladder.join(one, on="unit_id")
