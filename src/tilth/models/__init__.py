@@ -11,7 +11,8 @@ from tilth.models.huggingface import export_llama, import_llama
 from tilth.models.output import token_losses
 from tilth.models.transformer import Transformer
 
-MODELS: Mapping[str, "type[ModelConfig] | str"] = {"transformer": TransformerConfig}
+MODELS: Mapping[str, "type[ModelConfig] | str"] = {
+    "transformer": TransformerConfig, "regressor": "tilth.models.regressor:RegressorConfig"}
 
 __all__ = ["MODELS", "Cache", "Experts", "ModelConfig", "Transformer", "TransformerConfig", "export_llama", "generate",
            "import_llama", "model_card", "token_losses"]

@@ -57,7 +57,7 @@ class TransformerConfig(ModelConfig):
     """
 
     kind: str = "transformer"
-    vocab_size: int | None = Field(None, ge=1)
+    vocab_size: int | None = Field(None, ge=0, description="0: no table, for a model that is given embeddings")
     layers: int = Field(6, ge=1)
     width: int = Field(320, ge=1)
     heads: int | None = Field(None, ge=1)

@@ -1,7 +1,7 @@
 """What an objective returns, and the protocol it follows."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,12 @@ class Loss:
 
 
 class Objective(Config):
-    """`objective(model, batch, rng, state) -> Loss`; `rng` is seeded by (run seed, step, micro-batch)."""
+    """`objective(model, batch, rng, state) -> Loss`; `rng` is seeded by (run seed, step, micro-batch).
 
+    couples: what its losses say of themselves, known before there is one.
+    """
+
+    couples: ClassVar[Couples] = "none"
     kind: str = ""
 
     def __call__(self, model: Any, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:

@@ -1,0 +1,19 @@
+"""Measures of models that are no language models: what a `train` stage asks of its model at the end."""
+
+from typing import Any
+
+from tilth.data.streams import UnitStream
+from tilth.recipe import Config
+
+
+class Measure(Config):
+    """`of(model, stream) -> figures as JSON`; the model is in evaluation mode, its numbers on the device `device`."""
+
+    kind: str = ""
+
+    def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
+        """stream: what the model was trained on (its vocabulary, its classes); it is not to be moved."""
+        raise TypeError(f"{type(self).__name__} does not define of.")
+
+
+MEASURES: dict[str, "type[Measure] | str"] = {"in_context": "tilth.evaluate.in_context:InContext"}
