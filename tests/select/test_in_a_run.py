@@ -67,10 +67,32 @@ def test_a_stop_changes_nothing(run_folder):
     assert lines[0][-1]["share/a"] != lines[0][0]["share/a"]
 
 
-def test_a_budget_in_flops_pays_for_choosing(run_folder):
+@pytest.mark.parametrize("stretch_units", [24, 60, 110])
+def test_a_budget_in_flops_pays_for_choosing_and_is_used_up(run_folder, stretch_units):
+    """Few or many stretches, each of which costs as much as some steps: the run ends within a step of its budget."""
     plain = pretraining(run_folder, "plain", policy={}, budget={"steps": 60})
     budget = 60 * plain.stage.rows * plain.learner.flops_per_row
     assert pretraining(run_folder, "same", policy={}, budget={"flops": budget}).decided["steps"] == 60
-    chooser = pretraining(run_folder, "chooser", budget={"flops": budget})
-    assert chooser.decided["steps"] < 45
-    assert chooser.loop().run().flops == pytest.approx(budget, rel=0.1)
+    policy = {**POLICY, "stretch_units": stretch_units}
+    chooser = pretraining(run_folder, "chooser", budget={"flops": budget}, policy=policy)
+    assert chooser.decided["steps"] < 55 and chooser.decided["stretches"] > 1
+    at = chooser.loop().run()
+    step = 4 / 3 * budget / 60  # with the first pass of a weigher that looks at losses
+    assert budget - 1.1 * step < at.flops < budget + 0.02 * budget
+    assert chooser.policy.report()["selector"]["stages"]
+
+
+def test_a_stop_does_not_move_the_end_that_was_planned_anew(run_folder):
+    plain = pretraining(run_folder, "plain", policy={}, budget={"steps": 40})
+    budget = {"flops": 40 * plain.stage.rows * plain.learner.flops_per_row}
+    straight = pretraining(run_folder, "straight", budget=budget).loop().run()
+    for step in (4, 15):
+        loop = pretraining(run_folder, "stopped", budget=budget).loop()
+        loop.hooks.append(stop_at(step))
+        with pytest.raises(Interrupted):
+            loop.run()
+    at = pretraining(run_folder, "stopped", budget=budget).loop().run()
+    assert (at.step, at.flops) == (straight.step, straight.flops)
+    lines = [[line["lr"] for line in read_json_lines(run_folder / name / "metrics.jsonl")]
+             for name in ("straight", "stopped")]
+    assert lines[0] == lines[1]

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from tilth.cli import app
 from tilth.recipe import BadInput
 from tilth.recipe.files import read_json
-from tilth.stages.building import steps_within
 from tilth.stages.load import load_recipe
 from tilth.trial import trial as module
 from tilth.trial.result import _verdict
@@ -157,14 +156,6 @@ def test_recipes_that_cannot_be_compared(recipes, tmp_path):
     with pytest.raises(BadInput, match="one pretrain stage; 'by_loss' has"):
         Trial([plain, twice.model_copy(update={"stages": {**twice.stages, "again": twice.stages["evaluate"].model_copy(
             update={"model": "more"})}})], 1, tmp_path)
-
-
-def test_steps_within_a_budget():
-    assert steps_within(100.0, 1.0, lambda steps: 0.0) == 100
-    assert steps_within(24 * 0.1, 0.1, lambda steps: 0.0) == 24
-    assert steps_within(100.0, 1.0, lambda steps: 30.0) == 70
-    assert steps_within(100.0, 1.0, lambda steps: max(steps - 10, 0) / 3) == 77
-    assert steps_within(10.0, 1.0, lambda steps: 30.0) == 0
 
 
 def test_paired_difference_is_exact_and_its_interval_covers():

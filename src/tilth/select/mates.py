@@ -91,8 +91,11 @@ class Influence(Selector):
         candidates = candidates[self.free[candidates]]
         if stretch < self.config.start or not len(candidates):
             return candidates
-        if stretch != self.learned and not (self.config.frozen and self.learned >= 0):
+        known = self.learned >= 0
+        if stretch != self.learned and self.paid(stretch) and not (self.config.frozen and known):
             self._learn(stretch)
+        elif not known:  # the budget ends before the first measurement
+            return candidates
         count = max(1, min(self.stretch_units or len(candidates), round(self.config.keep * len(candidates))))
         window = rng.choice(candidates, min(len(candidates), round(count / self.config.keep)), replace=False)
         scores = self.ngrams.scores(self.pool, self.model.weights, self.model.bias, window)

@@ -69,7 +69,7 @@ class Band(Selector):
         if stretch < self.config.start:
             return candidates
         due = self.config.every is not None and stretch - self.asked >= self.config.every
-        if stretch != self.asked and (self.mask is None or due):
+        if stretch != self.asked and (self.mask is None or (due and self.paid(stretch))):
             if self.probe is None:
                 raise BadInput("The perplexity selector asks the model being trained, and there is none here; give it "
                                "`path`, a file of losses.")

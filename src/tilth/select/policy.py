@@ -5,6 +5,7 @@ the tokens of the stretch divide between sources; a source that the mixture need
 that is counted. Which units come in which order is a pure function of seed, stretch and state.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Policy:
         self.owed = np.zeros(sources)  # tokens that the mixture still owes each source
         self.budget = 0.0  # tokens of a stretch under a mixture, set at its first draw
         self.units_drawn, self.tokens_drawn = np.zeros(sources, np.int64), np.zeros(sources, np.int64)
+        self.plan_until(None, -1)
 
     @property
     def needs_losses(self) -> bool:
@@ -78,11 +80,30 @@ class Policy:
         for part in self._parts().values():
             part.observe(unit_id, loss)
 
-    def planned_flops(self, steps: int, rows: int, length: int, flops_per_row: float) -> float:
-        """FLOPs of choosing, over a run of so many steps."""
-        tokens = min(self.stretch_units * float(self.tokens.mean()), float(self.tokens.sum()))
-        plan = Plan(steps, rows, length, flops_per_row, -(-int(steps * rows * length) // max(int(tokens), 1)))
+    @property
+    def stretch_tokens(self) -> float:
+        """Tokens of a stretch, about."""
+        return max(min(self.stretch_units * float(self.tokens.mean()), float(self.tokens.sum())), 1.0)
+
+    def plan(self, steps: int, rows: int, length: int, flops_per_row: float, stretches: int | None = None) -> Plan:
+        """What a run of so many steps asks of its parts; stretches: how often it can pay for choosing."""
+        natural = math.ceil(steps * rows * length / self.stretch_tokens)
+        return Plan(steps, rows, length, flops_per_row, natural if stretches is None else stretches)
+
+    def planned_flops(self, plan: Plan) -> float:
+        """FLOPs of choosing, over a whole run."""
         return sum(part.planned_flops(plan) for part in self._parts().values())
+
+    def tell_plan(self, plan: Plan) -> None:
+        """Let every part know what the run is about to do; the same whenever it goes on."""
+        for part in self._parts().values():
+            part.plan = plan
+
+    def plan_until(self, last_stretch: int | None, planned_at: int) -> None:
+        """Nothing new is asked of the model after `last_stretch`: the budget does not pay for it."""
+        self.last_stretch, self.planned_at = last_stretch, planned_at
+        for part in self._parts().values():
+            part.last_stretch = last_stretch
 
     def metrics(self) -> dict[str, float]:
         """Figures of the last step from all parts, for its line of the metrics."""
@@ -176,6 +197,7 @@ class Policy:
         return {"version": 1, "units": len(self.drawn), "drawn": pack_mask(self.drawn), "passes": self.passes.tolist(),
                 "owed": self.owed.tolist(), "budget": self.budget, "units_drawn": self.units_drawn.tolist(),
                 "tokens_drawn": self.tokens_drawn.tolist(),
+                "last_stretch": self.last_stretch, "planned_at": self.planned_at,
                 **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,6 +210,7 @@ class Policy:
         self.budget = state["budget"]
         self.units_drawn = np.array(state["units_drawn"], np.int64)
         self.tokens_drawn = np.array(state["tokens_drawn"], np.int64)
+        self.plan_until(state.get("last_stretch"), state.get("planned_at", -1))
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 

@@ -24,13 +24,18 @@ from tilth.recipe import Config
 @dataclass(frozen=True)
 class Plan:
     """What a run is about to do, for working out what choosing will cost. flops_per_row: of training, forward and
-    backward; stretches: how often the policy will be asked to draw (about)."""
+    backward; stretches: how often the policy will choose (about)."""
 
     steps: int
     rows: int
     length: int
     flops_per_row: float
     stretches: int
+
+    @property
+    def training_flops(self) -> float:
+        """FLOPs of the training steps alone."""
+        return self.steps * self.rows * self.flops_per_row
 
     def forward(self, tokens: float) -> float:
         """FLOPs of a forward pass over so many tokens, packed into rows."""
@@ -40,10 +45,17 @@ class Plan:
 class Part:
     """The hooks that mixture, selector and weigher share; none has to be overridden.
 
-    stretch_units: units drawn at once (about), set by the policy.
+    Set by the policy: stretch_units, units drawn at once (about); plan, what the run is about to do; last_stretch, the
+    last one for which a budget in FLOPs pays the model to be asked anew. None where there is none.
     """
 
     stretch_units: int | None = None
+    plan: Plan | None = None
+    last_stretch: int | None = None
+
+    def paid(self, stretch: int) -> bool:
+        """Whether the model may be asked anew for a stretch."""
+        return self.last_stretch is None or stretch <= self.last_stretch
 
     def bind(self, probe: Any) -> None:
         """Called once before the first draw, with what asks the current model about units (None: no probe)."""

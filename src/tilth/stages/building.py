@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from tilth.models import ModelConfig
 from tilth.objectives import Batch, Objective
 from tilth.optim import OptimizerConfig
 from tilth.recipe.frame import Config
+from tilth.select.planning import steps_within
 from tilth.train.device import SavedBytes, autocast
 from tilth.train.learner import Learner
 from tilth.train.loop import seeded
@@ -49,25 +49,19 @@ class Budget(Config):
         return max(min((float(limit) for limit in limits if limit), default=batch_tokens), batch_tokens)
 
     def in_steps(self, batch_tokens: int, flops_per_step: float, pool_tokens: int | None,
-                 seconds_per_step: float | None, choosing: Callable[[int], float] | None = None) -> int:
-        """The number of optimizer steps, at least 1. choosing: the FLOPs that a policy needs beside so many steps; a
-        budget in FLOPs pays for them too."""
-        left = self.flops and steps_within(self.flops - self.before, flops_per_step, choosing or (lambda steps: 0.0))
+                 seconds_per_step: float | None) -> int:
+        """The number of optimizer steps, at least 1, of a run whose policy asks the model nothing."""
+        left = self.flops and steps_within(self.flops - self.before, flops_per_step, lambda steps: 0.0)
         limits = [self.steps, self.tokens and self.tokens / batch_tokens, left,
                   self.epochs and pool_tokens and self.epochs * pool_tokens / batch_tokens,
                   self.minutes and seconds_per_step and 60 * self.minutes / seconds_per_step]
         given = [float(limit) for limit in limits if limit]
         return max(1, math.floor(min(given))) if given else 1
 
-
-def steps_within(flops: float, flops_per_step: float, choosing: Callable[[int], float]) -> int:
-    """The most steps s with s * flops_per_step + choosing(s) <= flops, to within rounding; `choosing` must not fall."""
-    low, high = 0, math.floor(flops / flops_per_step * (1 + 1e-9))
-    while low < high:
-        middle = (low + high + 1) // 2
-        enough = middle * flops_per_step + choosing(middle) <= flops * (1 + 1e-9)
-        low, high = (middle, high) if enough else (low, middle - 1)
-    return low
+    def without_flops(self) -> "Budget | None":
+        """What else limits the run, if anything."""
+        others = any((self.tokens, self.epochs, self.steps, self.minutes))
+        return self.model_copy(update={"flops": None}) if others else None
 
 
 def build_learner(model_config: ModelConfig, objective: Objective, vocab_size: int, length: int, seed: int) -> Learner:

@@ -25,6 +25,7 @@ from tilth.stages.building import Probe as SpeedProbe
 from tilth.stages.building import counted, probe_speed, random_batch
 from tilth.stages.held_out import HeldOutHook
 from tilth.stages.model_folder import save_model
+from tilth.stages.paying import Paying
 from tilth.stages.pretrain import PretrainStage
 from tilth.stages.stage import Context
 from tilth.stages.tensorboard import TensorBoardSink
@@ -76,15 +77,24 @@ class Pretraining:
             self.learner, self._plain_stream(), self._share(rows), self.precision, self.device,
             stage.optimizer.state_bytes)
         seconds = self._probe(micro) if stage.budget.minutes else None
-        flops = (self.learner.flops_per_row or 0.0) * rows or 1.0
-        tokens = len(self.pool.values("tokens"))
-        steps = stage.budget.in_steps(rows * stage.length, flops, tokens, seconds, lambda count: (
-            self.policy.planned_flops(count, rows, stage.length, self.learner.flops_per_row or 0.0)))
         beginning = self.branch.beginning() if self.branch else BEGINNING
-        decided = {"steps": steps, "rows": rows, "micro_rows": micro, "tokens": steps * rows * stage.length,
-                   "seconds_per_step_probed": seconds, **beginning, "advice": advice}
+        decided = {**self._steps(seconds), "rows": rows, "micro_rows": micro, "seconds_per_step_probed": seconds,
+                   **beginning, "advice": advice}
+        decided["tokens"] = decided["steps"] * rows * stage.length
         write_json(path, decided)
         return decided
+
+    def _steps(self, seconds: float | None) -> dict[str, Any]:
+        """`steps`; `most_steps` by other limits than FLOPs, and, where FLOPs limit them, `stretches` to choose for."""
+        budget, row_flops = self.stage.budget, self.learner.flops_per_row or 0.0
+        rows, length, tokens = self.stage.rows, self.stage.length, len(self.pool.values("tokens"))
+        paying = Paying(self.policy, budget.flops or 0.0, rows, length, row_flops)
+        paid, stretches = paying.plan(budget.flops - budget.before) if budget.flops else (0, 0)
+        others = budget.without_flops()
+        most = others and others.in_steps(rows * length, row_flops * rows or 1.0, tokens, seconds)
+        if not budget.flops or (most and most < paid):
+            return {"steps": most, "stretches": None, "most_steps": most}
+        return {"steps": max(paid, 1), "stretches": stretches, "most_steps": most}
 
     def _share(self, rows: int) -> int:
         """Rows of a step for each process."""
@@ -131,7 +141,7 @@ class Pretraining:
             tokens_before=decided["tokens_before"],
             clip=stage.clip, precision=self.precision, device=self.device, checkpoint_seconds=stage.checkpoint.seconds,
             checkpoint_steps=stage.checkpoint.steps or stage.checkpoint.keep_every)
-        self._averaged_steps()  # refused before training, if there are too few
+        self._averaged_steps(settings.steps)  # refused before training, if there are too few
         identity = {**stage.model_dump(mode="json"), "seed": self.context.seed, "version": stage.version}
         parallel = Parallel(self.learner, self.processes, self.context.hardware.parallel, self.precision, self.device)
         optimizers = {name: stage.optimizer.build(self.learner.parameter_groups(name))
@@ -148,6 +158,11 @@ class Pretraining:
             loop.origin = lambda: branch.origin(self.stream, optimizers, folder / "drawn", loop.layout(),
                                                 self.processes.main)
         loop.spend(stage.budget.before)
+        stretches, row_flops = decided.get("stretches"), self.learner.flops_per_row or 0.0
+        self.policy.tell_plan(self.policy.plan(decided["steps"], decided["rows"], stage.length, row_flops, stretches))
+        if stage.budget.flops and stretches is not None and branch is None:
+            Paying(self.policy, stage.budget.flops, decided["rows"], stage.length, row_flops,
+                   decided["most_steps"]).bind(loop, self.stream)
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend, loop.fence))
         return loop
 
@@ -161,11 +176,11 @@ class Pretraining:
         return MetricsLog(folder / "metrics.jsonl", [TensorBoardSink(folder / "tensorboard")]) if (
             self.processes.main) else NoMetrics()
 
-    def _averaged_steps(self) -> list[int]:
-        """The checkpoints whose mean the run ends with, if any."""
+    def _averaged_steps(self, last: int) -> list[int]:
+        """The checkpoints whose mean a run that ends at step `last` ends with, if any."""
         average, first = self.stage.average, self.decided["first_step"]
         return [] if not isinstance(average, LastCheckpoints) else averaging.averaged_steps(
-            average, self.stage.checkpoint.keep_every, first, first + self.decided["steps"])
+            average, self.stage.checkpoint.keep_every, first, last)
 
     def _all_hooks(self) -> list[Every]:
         held_out = self._held_out()
@@ -213,7 +228,7 @@ class Pretraining:
         average = None if self.moving is None else whole_state(self.learner.modules["average"])
         if not self.processes.main:
             return {}
-        if steps := self._averaged_steps():
+        if steps := self._averaged_steps(at.step):
             average = averaging.mean_of_checkpoints(self.context.folder / "checkpoints", steps)
         self._save(state, average)
         summary = self._summary(loop, vars(at))

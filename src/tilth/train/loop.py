@@ -48,6 +48,7 @@ class Loop:
         self.go_on = "run the same command again"
         self.origin: Callable[[], dict[str, Any]] | None = None  # the state to begin from where there is none yet
         self.judge: Judge | None = None
+        self.replan: Callable[[Loop], None] | None = None  # may move `settings.steps`, once a step's rows are drawn
         self.fences: list[Callable[[], Any]] = []  # called before anything may overwrite parameters or moments
         self.newest: Callable[[dict[str, Tensor]], dict[str, Any] | None] = checkpoints.newest
 
@@ -94,6 +95,8 @@ class Loop:
         start, cpu_start = time.perf_counter(), time.process_time()
         batches = [self.parallel.positions_of(self._to_device(self.stream.next(self.settings.micro_rows)))
                    for _ in range(self.micro_batches)]
+        if self.replan is not None:
+            self.replan(self)
         lr = self._set_rates()
         line: dict[str, Any] = {}
         for update in self.learner.updates:
@@ -242,6 +245,8 @@ class Loop:
                  "torch_rng": torch.get_rng_state()}
         if self.judge is not None:
             state["judge"] = self.judge.state_dict()
+        if self.replan is not None:
+            state["steps"] = self.settings.steps
         return state
 
     def layout(self) -> dict[str, Tensor]:
@@ -266,6 +271,8 @@ class Loop:
             torch.set_rng_state(state["torch_rng"])
             if self.judge is not None and "judge" in state:
                 self.judge.load_state_dict(state["judge"])
+            if self.replan is not None and "steps" in state:
+                self.settings.steps = state["steps"]
         else:  # whatever the preparations drew, and in whichever process
             torch.manual_seed(seeded(self.settings.seed, "global", self.processes.rank).initial_seed())
         self.metrics.cut_back(self.at.step)
