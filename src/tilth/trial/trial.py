@@ -97,14 +97,15 @@ class Trial:
         return read_json(self._folder(recipe, seed) / only(recipe, kind) / "manifest.json")
 
     def _write(self, seeds: int) -> dict[str, Any]:
-        finished = {recipe.name: [self._finished(recipe, seed) for seed in range(seeds)] for recipe in self.recipes}
+        finished = {recipe.name: [self.finished(recipe, seed) for seed in range(seeds)] for recipe in self.recipes}
         budget = self.flops or finished[self.recipes[0].name][0].flops
         result = summarise(finished, budget, TOLERANCE, self.measure)
         write_json(self.folder / "result.json", result)
         write_page(self.folder / "trial.html", result, finished)
         return result
 
-    def _finished(self, recipe: Recipe, seed: int) -> Finished:
+    def finished(self, recipe: Recipe, seed: int) -> Finished:
+        """A finished run: its bits and bytes of what is compared, its cost."""
         folder, summary = self._folder(recipe, seed), self.summary(recipe, seed, "pretrain")
         items = read_json(folder / only(recipe, "evaluate") / "items.json")
         bits, size = code_lengths(items, self.measure, recipe.name)
