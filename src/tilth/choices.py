@@ -15,6 +15,7 @@ from tilth.precision.weights import METHODS
 from tilth.recipe.errors import BadInput
 from tilth.recipe.frame import Config, OneOf, nearest
 from tilth.report import text_table
+from tilth.select.diversity import DIVERSITIES
 from tilth.select.policy import MIXTURES, SELECTORS, WEIGHERS
 from tilth.stages.stage import STAGES
 from tilth.train.averaging import AVERAGES
@@ -22,9 +23,9 @@ from tilth.train.survive.parity import PARITIES
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stage": STAGES, "input": INPUTS, "attribute": ATTRIBUTES, "rule": RULES, "tokenizer": TOKENIZERS,
-    "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "model": MODELS, "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES, "average": AVERAGES,
-    "compression": METHODS,
+    "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "diversity": DIVERSITIES, "model": MODELS,
+    "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES,
+    "average": AVERAGES, "compression": METHODS,
 }
 
 

@@ -135,3 +135,15 @@ def test_a_task_predicts_its_targets_alone(kinds):
     other = TokenArrays([np.array([*range(1, 12), 40])], 0, skip=[9])
     assert probe._reference_loss(probe.batches(np.array([0]), other)) != before
     assert batch["targets"][0, :9].tolist() == [-100] * 9
+
+
+@pytest.mark.parametrize("diversity", [{"kind": "quota", "cap": 1.5, "clusters": 6}, {"kind": "facility"}])
+def test_chosen_in_stages_with_a_diversity_term_each_unit_once(kinds, diversity):
+    """The dynamic form of choosing groups: anew at each stretch, with the current model, without repetition."""
+    policy, probe, spent = trained(kinds, diversity=diversity)
+    drawn = np.concatenate([policy.draw(stretch) for stretch in range(4)])
+    assert len(set(drawn.tolist())) == len(drawn) == 160
+    stages = policy.report()["selector"]["stages"]
+    assert [stage["stretch"] for stage in stages] == [1, 2, 3] and all("likeness" in stage for stage in stages)
+    plan = Plan(0, 8, LENGTH, probe.learner.flops_per_row, 4)
+    assert policy.selector.planned_flops(plan) == pytest.approx(spent.flops, rel=0.1)

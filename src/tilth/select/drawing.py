@@ -2,7 +2,7 @@
 
 Everywhere a higher score is better. Gumbel-top-k (Kool, van Hoof and Welling 2019, https://arxiv.org/abs/1903.06059):
 
-    key_i = score_i / temperature + Gumbel(0, 1), take the k largest keys
+    key_i = score_i / temperature + Gumbel(0, 1), take the k largest keys      (or: of temperature * key_i)
 
 draws k units without replacement, the first with probability softmax(score / temperature). The sign matters: adding the
 noise to a cost and taking the smallest is another distribution (its noise has the long tail on the wrong side). With
@@ -18,10 +18,13 @@ import numpy as np
 
 def gumbel_top_k(scores: np.ndarray, count: int, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """The drawn places in `scores`, best key first, int64 (min(count, n),); temperature 0 takes the best."""
+    return np.argsort(-gumbel_keys(scores, temperature, rng), kind="stable")[:max(count, 0)]
+
+
+def gumbel_keys(scores: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """score + temperature * Gumbel(0, 1): the keys of the draw in units of the score, float64 (n,)."""
     keys = np.asarray(scores, np.float64)
-    if temperature > 0:
-        keys = keys / temperature + rng.gumbel(size=len(keys))
-    return np.argsort(-keys, kind="stable")[:max(count, 0)]
+    return keys + temperature * rng.gumbel(size=len(keys)) if temperature > 0 else keys
 
 
 def standardised(scores: np.ndarray) -> np.ndarray:

@@ -26,15 +26,15 @@ import numpy as np
 from pydantic import Field
 
 from tilth.curate.linear import Bags, Linear, fit_ridge
-from tilth.data.packing import pack
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
-from tilth.recipe import BadInput
-from tilth.select.drawing import gumbel_top_k, selectivity, standardised
+from tilth.recipe import BadInput, one_of
+from tilth.select.diversity import DIVERSITIES, Diversity, ScoreAlone
+from tilth.select.drawing import selectivity, standardised
 from tilth.select.ngrams import NGrams
 from tilth.select.probe import Order
 from tilth.select.protocols import Plan, Selector, SelectorConfig
-from tilth.select.reference import Reference, held_back
+from tilth.select.reference import Reference, held_back, measuring_flops
 from tilth.select.statistics import spearman
 
 FOLDS = 5
@@ -53,6 +53,7 @@ class Mates(SelectorConfig):
     influence: Order = Field("step", description="by a true step, or to first order (cheaper)")
     start: int = Field(1, ge=0, description="random stretches before the first measurement")
     frozen: bool = Field(False, description="measure and learn once, then keep the model")
+    diversity: one_of(Diversity, DIVERSITIES) = ScoreAlone()  # type: ignore[valid-type]
     warm_start: bool = True
     order: int = Field(2, ge=1, le=4)
     bits: int = Field(18, ge=4, le=24)
@@ -99,10 +100,13 @@ class Influence(Selector):
         count = max(1, min(self.stretch_units or len(candidates), round(self.config.keep * len(candidates))))
         window = rng.choice(candidates, min(len(candidates), round(count / self.config.keep)), replace=False)
         scores = self.ngrams.scores(self.pool, self.model.weights, self.model.bias, window)
-        self._spend(self.pool.lengths()[window].sum())
-        drawn = gumbel_top_k(standardised(scores), count, self.config.temperature, rng)
+        tokens = float(self.pool.lengths()[window].sum())
+        self._spend(tokens)
+        drawn, figures = self.config.diversity.draw(self.pool, window, standardised(scores), count,
+                                                    self.config.temperature, rng)
+        self.probe.spend(self.config.diversity.flops(len(window), tokens))
         if self.stages:
-            self.stages[-1].update(selectivity(scores, drawn))
+            self.stages[-1].update({**selectivity(scores, drawn), **figures})
         return np.sort(window[drawn])
 
     def _learn(self, stretch: int) -> None:
@@ -155,13 +159,13 @@ class Influence(Selector):
     def planned_flops(self, plan: Plan) -> float:
         chosen = max(plan.stretches - self.config.start, 0)
         times = min(chosen, 1) if self.config.frozen else chosen
-        rows = pack(self.reference.lengths(), plan.length).rows
-        probes = min(self.config.probes, len(self.measured))
-        tokens = float(self.pool.lengths()[self.measured].mean()) * probes
-        reference = rows * plan.flops_per_row * ((probes + 1) / 3 if self.config.influence == "step" else 1)
-        window = (self.stretch_units or 0) / self.config.keep * float(self.pool.lengths()[self.free].mean())
+        lengths, probes = self.pool.lengths(), min(self.config.probes, len(self.measured))
+        tokens = float(lengths[self.measured].mean()) * probes
+        units = (self.stretch_units or 0) / self.config.keep
+        window = units * float(lengths[self.free].mean())
         linear = 4.0 * self.config.order * (times * self._fits() * tokens + chosen * window)
-        return times * (3 * plan.forward(tokens) + reference) + linear
+        return times * measuring_flops(plan, self.reference, probes, tokens, self.config.influence) + linear + (
+            chosen * self.config.diversity.flops(units, window))
 
     def metrics(self) -> dict[str, float]:
         if not self.stages:

@@ -68,4 +68,5 @@ def source_tokens(pool: Pool) -> np.ndarray:
 
 
 MIXTURES: dict[str, type[Config] | str] = {"natural": Natural, "fixed": Fixed, "temperature": Temperature,
-                                           "doremi": "tilth.select.online:Doremi"}
+                                           "doremi": "tilth.select.online:Doremi",
+                                           "influence": "tilth.select.influence_mixture:ByInfluence"}

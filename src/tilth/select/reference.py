@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from tilth.data.packing import pack
 from tilth.data.pool import Pool
 from tilth.data.records import Quarantine
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput, Config
 from tilth.recipe.frame import nearest
+from tilth.select.protocols import Plan
 
 
 class TokenArrays:
@@ -87,6 +89,14 @@ class Reference(Config):
         else:
             arrays = tokenized(read_texts(self.path), pool)
         return TokenArrays(spread(arrays, self.tokens), pool.end_of_text)
+
+
+def measuring_flops(plan: Plan, reference: TokenArrays, probes: int, tokens: float, order: str) -> float:
+    """FLOPs of measuring the influence of `probes` units, `tokens` tokens together, on a reference: a step on each and
+    a look at the reference after it, or to first order the reference's gradient and each unit's."""
+    rows = pack(reference.lengths(), plan.length).rows
+    looks = (probes + 1) / 3 if order == "step" else 1
+    return 3 * plan.forward(tokens) + rows * plan.flops_per_row * looks
 
 
 def held_back(pool: Pool, share: float, seed: int, purpose: str) -> np.ndarray:

@@ -12,8 +12,9 @@ from pydantic import Field
 from tilth.curate.linear import Linear, fit_logistic
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
-from tilth.recipe import BadInput
-from tilth.select.drawing import described, gumbel_top_k, size_threshold, standardised
+from tilth.recipe import BadInput, one_of
+from tilth.select.diversity import DIVERSITIES, Diversity, ScoreAlone
+from tilth.select.drawing import described, size_threshold, standardised
 from tilth.select.ngrams import NGrams
 from tilth.select.protocols import Plan, Selector, SelectorConfig
 from tilth.select.reference import Reference, TokenArrays, read_texts, tokenized
@@ -52,6 +53,7 @@ class Importance(SelectorConfig):
     bits: int = Field(14, ge=4, le=24, description="2^bits buckets for n-grams longer than one token")
     average: bool = False
     temperature: float = Field(1.0, ge=0)
+    diversity: one_of(Diversity, DIVERSITIES) = ScoreAlone()  # type: ignore[valid-type]
 
     def files(self) -> list[Path]:
         return self.reference.files()
@@ -62,16 +64,19 @@ class Importance(SelectorConfig):
         weights = log_ratio(ngrams.counts(self.reference.units(pool, seed)), ngrams.counts(pool, units))
         scores = ngrams.scores(pool, weights, units=units, total=not self.average)
         keys = standardised(scores) if self.average else scores
-        drawn = gumbel_top_k(keys, max(1, round(self.keep * len(units))), self.temperature,
-                             generator(seed, "importance"))
-        return chosen(pool, units, scores, drawn, 4.0 * self.order * int(pool.lengths().sum()))
+        drawn, figures = self.diversity.draw(pool, units, keys, max(1, round(self.keep * len(units))), self.temperature,
+                                             generator(seed, "importance"))
+        tokens = int(pool.lengths().sum())
+        return chosen(pool, units, scores, drawn, 4.0 * self.order * tokens + self.diversity.flops(
+            len(units), tokens), figures)
 
 
 class Quality(SelectorConfig):
     """A quality classifier: logistic regression on hashed n-grams, labelled text against other text.
 
     positive: text to look like; negative: text not to look like (default: units of the pool at random, as many). The
-    best units are kept until they hold `keep` of the pool's tokens, or, with a `temperature`, drawn by Gumbel-top-k.
+    best units are kept until they hold `keep` of the pool's tokens; with a `temperature` or a `diversity`, `keep` of
+    the units are drawn by Gumbel-top-k.
     """
 
     kind: str = "quality"
@@ -82,6 +87,7 @@ class Quality(SelectorConfig):
     bits: int = Field(18, ge=4, le=24)
     penalty: float = Field(1.0, gt=0, description="ridge penalty of the weights")
     temperature: float = Field(0.0, ge=0, description="of Gumbel-top-k on standardised scores; 0 takes the best")
+    diversity: one_of(Diversity, DIVERSITIES) = ScoreAlone()  # type: ignore[valid-type]
 
     def files(self) -> list[Path]:
         return [path for path in (self.positive, self.negative) if path is not None and path.is_file()]
@@ -90,12 +96,14 @@ class Quality(SelectorConfig):
         ngrams, units = NGrams(pool.vocab_size, self.order, self.bits), np.arange(len(pool))
         model = self._fit(ngrams, pool, seed)
         scores = ngrams.scores(pool, model.weights, model.bias)
-        if self.temperature:
-            drawn = gumbel_top_k(standardised(scores), max(1, round(self.keep * len(pool))), self.temperature,
-                                 generator(seed, "quality"))
+        tokens, figures = int(pool.lengths().sum()), {}
+        if self.temperature or self.diversity.kind != "none":
+            drawn, figures = self.diversity.draw(pool, units, standardised(scores), max(1, round(
+                self.keep * len(pool))), self.temperature, generator(seed, "quality"))
         else:
             drawn = np.flatnonzero(scores >= size_threshold(scores, pool.lengths(), self.keep))
-        return chosen(pool, units, scores, drawn, 4.0 * self.order * int(pool.lengths().sum()))
+        return chosen(pool, units, scores, drawn, 4.0 * self.order * tokens + self.diversity.flops(
+            len(units), tokens), figures)
 
     def _fit(self, ngrams: NGrams, pool: Pool, seed: int) -> Linear:
         good = TokenArrays(in_pieces(tokenized(read_texts(self.positive), pool)), pool.end_of_text)
@@ -118,13 +126,14 @@ def log_ratio(target: np.ndarray, pool: np.ndarray) -> np.ndarray:
     return np.log(target / target.sum()) - np.log(pool / pool.sum())
 
 
-def chosen(pool: Pool, units: np.ndarray, scores: np.ndarray, drawn: np.ndarray, flops: float) -> ByScore:
-    """The selector of units[drawn], `scores` (n,) being those of `units` (n,)."""
+def chosen(pool: Pool, units: np.ndarray, scores: np.ndarray, drawn: np.ndarray, flops: float,
+           more: dict[str, float]) -> ByScore:
+    """The selector of units[drawn], `scores` (n,) being those of `units` (n,); `more` joins its figures."""
     mask = np.zeros(len(pool), bool)
     mask[units[drawn]] = True
     length = pool.lengths()
     figures = {**described(scores, mask[units]), "held_back": len(pool) - len(units),
-               "mean_tokens": float(length[mask].mean()), "mean_tokens_of_pool": float(length.mean())}
+               "mean_tokens": float(length[mask].mean()), "mean_tokens_of_pool": float(length.mean()), **more}
     return ByScore(mask, figures, flops)
 
 
