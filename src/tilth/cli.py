@@ -342,6 +342,38 @@ def geography(model: Model, data: Annotated[Path, typer.Option(help="CSV of citi
                                      output, device))
 
 
+@analyze.command()
+def concepts(output: Output,
+             captions: Annotated[list[str] | None, typer.Argument(help="Texts to count in: files, folders or globs.")] =
+             None,
+             names: Annotated[Path | None, typer.Option(help="Concepts: one a line, or a column `concept`.")] = None,
+             images: Annotated[Path | None, typer.Option(help="Tags of images: Parquet with id, concept, score.")] =
+             None,
+             threshold: Annotated[float, typer.Option(help="A tag counts above this score.")] = 0.7,
+             text_column: Annotated[str, typer.Option(help="Where the text of a record stands.")] = "text",
+             id_column: Annotated[str, typer.Option(help="Where its id stands.")] = "id",
+             lemmas: Annotated[str, typer.Option(help="rules (English plurals), none, or spacy.")] = "rules",
+             counts: Annotated[Path | None, typer.Option(help="A table of counts made before, in place of texts.")] =
+             None,
+             performance: Annotated[Path | None, typer.Option(help="A table of concept, performance (or accuracy), "
+                                                              "dataset.")] = None,
+             count: Annotated[str | None, typer.Option(help="text, image or matched.")] = None,
+             where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: rows of the tables to keep.")] = None,
+             same: Annotated[list[str] | None, typer.Option(help="NAME=NAME: a concept in the scores and in the "
+                                                            "counts.")] = None,
+             zeros: Annotated[str, typer.Option(help="Counts of 0 in fits by concept: drop, or as_one.")] = "drop",
+             skip_first: Annotated[int, typer.Option(min=0, help="First bins left out of the r of bin means.")] = 1,
+             as_json: Json = False) -> None:
+    """How often concepts occur in texts, images and both, and whether performance follows the counts."""
+    from tilth.stages.concepts import pairs_of, study_concepts
+    paths = {key: str(path) for key, path in (("names", names), ("images", images), ("counts", counts),
+                                              ("performance", performance)) if path}
+    _finish(as_json, study_concepts({
+        **paths, "captions": captions or [], "threshold": threshold, "text_column": text_column,
+        "id_column": id_column, "lemmas": {"kind": lemmas}, "count": count, "where": pairs_of(where or [], "--where"),
+        "same": pairs_of(same or [], "--same"), "fit": {"zeros": zeros, "skip_first": skip_first}}, output))
+
+
 @app.command()
 def chaos(recipe: RecipeName, changes: Changes = None,
           kill: Annotated[str, typer.Option(help="Comma-separated: worker, node, nodes (two at once), all, hang, "
