@@ -16,8 +16,8 @@ from tilth.stages.stage import Context, Hardware
 from tilth.train import Every
 
 POLICY = {"mixture": {"kind": "doremi", "reference": {"a": 3.0, "b": 3.5}}, "stretch_units": 24,
-          "selector": {"kind": "mates", "probes": 20, "held_back": 0.2, "anchors": 10, "bits": 8, "keep": 0.5,
-                       "reference": {"share": 0.1, "tokens": 100}},
+          "selector": {"kind": "mates", "probes": 20, "held_back": 0.2, "anchors": 10, "keep": 0.5,
+                       "scorer": {"kind": "ngrams", "bits": 8}, "reference": {"share": 0.1, "tokens": 100}},
           "weigher": {"kind": "linupper", "warmup": 3}}
 EXACT = ("step", "tokens", "flops", "loss", "gradient_norm", "effective_units", "weight_max", "share/a",
          "influence_spearman", "selectivity")
@@ -47,15 +47,19 @@ def stop_at(step):
     return Every(1, lambda loop: signal.raise_signal(signal.SIGTERM) if loop.at.step == step else None)
 
 
-def test_a_stop_changes_nothing(run_folder):
-    straight = pretraining(run_folder, "straight")
+@pytest.mark.parametrize("scorer", [
+    {"kind": "ngrams", "bits": 8},
+    {"kind": "encoder", "width": 8, "heads": 1, "length": 20, "epochs": 2, "share": 1.0}], ids=["ngrams", "encoder"])
+def test_a_stop_changes_nothing(run_folder, scorer):
+    policy = {**POLICY, "selector": {**POLICY["selector"], "scorer": scorer}}
+    straight = pretraining(run_folder, "straight", policy=policy)
     straight.loop().run()
-    for step in (5,):
-        loop = pretraining(run_folder, "stopped").loop()
+    for step in (9,):
+        loop = pretraining(run_folder, "stopped", policy=policy).loop()
         loop.hooks.append(stop_at(step))
         with pytest.raises(Interrupted):
             loop.run()
-    resumed = pretraining(run_folder, "stopped")
+    resumed = pretraining(run_folder, "stopped", policy=policy)
     resumed.loop().run()
     lines = [[{key: line[key] for key in EXACT if key in line} for line in read_json_lines(run_folder / name /
               "metrics.jsonl")] for name in ("straight", "stopped")]

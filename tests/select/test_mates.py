@@ -8,11 +8,11 @@ from select_toys import LENGTH, text_learner, text_probe, train
 
 from tilth.data.pool import Pool, PoolWriter, token_field
 from tilth.recipe import BadInput, parse
-from tilth.select.mates import refit
 from tilth.select.ngrams import NGrams
 from tilth.select.policy import PolicyConfig
 from tilth.select.protocols import Plan
 from tilth.select.reference import TokenArrays
+from tilth.select.scorers import refit
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def kinds(tmp_path_factory):
 
 
 SELECTOR = {"kind": "mates", "reference": {"sources": ["counts"], "share": 0.1, "tokens": 200}, "keep": 0.4,
-            "probes": 50, "held_back": 0.2, "anchors": 20, "bits": 12, "temperature": 0.2}
+            "probes": 50, "held_back": 0.2, "anchors": 20, "temperature": 0.2, "scorer": {"kind": "ngrams", "bits": 12}}
 
 
 def trained(kinds, stretch_units=40, **changes):

@@ -5,19 +5,18 @@ NeurIPS, https://arxiv.org/abs/2406.06046). The first `start` stretches are rand
 
 1. oracle: for `probes` units that are never trained on, the influence I(x) of one optimizer step on x on the loss of
    the reference set (`tilth.select.probe`), by a true step or to first order;
-2. influence model: ridge regression on hashed n-grams of y = -I, standardised; `warm_start` shrinks towards the model
-   of the stretch before instead of towards 0 (the published encoder is fine-tuned on); the penalty is the one with the
-   best Spearman correlation over five folds, which is reported: a model that predicts nothing chooses at random;
+2. influence model (`tilth.select.scorers`): learns y = -I, standardised, from the state of the stretch before. The rank
+   correlation of its predictions with what it was not fitted on is reported: one that predicts nothing chooses at
+   random;
 3. a window of k / keep undrawn units at random, k the units of a stretch, is scored, and k are drawn by Gumbel-top-k,
    score / temperature + Gumbel(0, 1), on standardised scores (the published code has the opposite sign of the noise).
 
-Differences from the paper: a linear model for BERT-base, and probes at the run's current rate. `frozen` learns once,
-the static baseline. The same `anchors` units are probed in every stretch: their rank correlation from stretch to
-stretch shows how far what helps has moved.
+Differences from the paper: a linear model or a small encoder for BERT-base, and probes at the run's current rate.
+`frozen` learns once, the static baseline; a `diversity` keeps a stretch from being all alike. The same `anchors` units
+are probed in every stretch: their rank correlation from stretch to stretch shows how far what helps has moved.
 """
 
-import base64
-import zlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,16 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tilth.curate.linear import Bags, Linear, fit_ridge
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
 from tilth.recipe import BadInput, one_of
 from tilth.select.diversity import DIVERSITIES, Diversity, ScoreAlone
 from tilth.select.drawing import selectivity, standardised
-from tilth.select.ngrams import NGrams
 from tilth.select.probe import Order
 from tilth.select.protocols import Plan, Selector, SelectorConfig
 from tilth.select.reference import Reference, held_back, measuring_flops
+from tilth.select.scorers import SCORERS, NGramScorer, Scorer
 from tilth.select.statistics import spearman
-
-FOLDS = 5
 
 
 class Mates(SelectorConfig):
@@ -53,11 +49,8 @@ class Mates(SelectorConfig):
     influence: Order = Field("step", description="by a true step, or to first order (cheaper)")
     start: int = Field(1, ge=0, description="random stretches before the first measurement")
     frozen: bool = Field(False, description="measure and learn once, then keep the model")
+    scorer: one_of(Scorer, SCORERS) = NGramScorer()  # type: ignore[valid-type]
     diversity: one_of(Diversity, DIVERSITIES) = ScoreAlone()  # type: ignore[valid-type]
-    warm_start: bool = True
-    order: int = Field(2, ge=1, le=4)
-    bits: int = Field(18, ge=4, le=24)
-    penalties: list[float] = Field(default_factory=lambda: [0.3, 3.0, 30.0], min_length=1)
 
     def files(self) -> list[Path]:
         return self.reference.files()
@@ -71,22 +64,26 @@ class Influence(Selector):
 
     def __init__(self, pool: Pool, config: Mates, seed: int):
         self.pool, self.config, self.seed = pool, config, seed
-        self.ngrams = NGrams(pool.vocab_size, config.order, config.bits)
         self.reference = config.reference.units(pool, seed)
         aside = config.reference.held_back(pool, seed)
         measured = held_back(pool, config.held_back, seed, "probing") & ~aside
         self.free = ~(measured | aside)
         self.measured = np.flatnonzero(measured & (pool.lengths() > 0))
-        if len(self.measured) < 2 * FOLDS or not self.free.any():
+        if len(self.measured) < 10 or not self.free.any():
             raise BadInput(f"`held_back` {config.held_back} leaves {len(self.measured)} units to measure and "
                            f"{int(self.free.sum())} to train on; change it, or give more data.")
         self.probe: Any = None
-        self.model = Linear(np.zeros(self.ngrams.size), 0.0)
+        self.model = config.scorer.build(pool, seed)
         self.learned = -1  # the stretch that the model was learned at
         self.stages: list[dict[str, Any]] = []
+        self.flops = {"probing": 0.0, "learning": 0.0, "scoring": 0.0}
 
     def bind(self, probe: Any) -> None:
         self.probe = probe
+        if probe is not None:
+            self.model.place(probe.settings.device)
+        if self.plan is not None and self._measurements(self.plan):
+            self.model.check(self._units(0), self._most(self.plan))  # before training, not after its first stretch
 
     def select(self, candidates: np.ndarray, stretch: int, rng: np.random.Generator) -> np.ndarray:
         candidates = candidates[self.free[candidates]]
@@ -99,12 +96,10 @@ class Influence(Selector):
             return candidates
         count = max(1, min(self.stretch_units or len(candidates), round(self.config.keep * len(candidates))))
         window = rng.choice(candidates, min(len(candidates), round(count / self.config.keep)), replace=False)
-        scores = self.ngrams.scores(self.pool, self.model.weights, self.model.bias, window)
-        tokens = float(self.pool.lengths()[window].sum())
-        self._spend(tokens)
+        scores, tokens = self.model.scores(window), float(self.pool.lengths()[window].sum())
         drawn, figures = self.config.diversity.draw(self.pool, window, standardised(scores), count,
                                                     self.config.temperature, rng)
-        self.probe.spend(self.config.diversity.flops(len(window), tokens))
+        self._spend("scoring", self.model.score_flops(tokens) + self.config.diversity.flops(len(window), tokens))
         if self.stages:
             self.stages[-1].update({**selectivity(scores, drawn), **figures})
         return np.sort(window[drawn])
@@ -114,20 +109,27 @@ class Influence(Selector):
         if self.probe is None:
             raise BadInput("The mates selector asks the model being trained, and there is none here.")
         units = self._units(stretch)
-        before = self.probe.batches(np.arange(len(self.reference)), self.reference)
-        influence = self.probe.influences(units, before, self.config.influence)
-        target, bags = standardised(-influence), self.ngrams.bags(self.pool, units)
-        self._spend(self._fits() * self.pool.lengths()[units].sum())
-        base = self.model.weights if self.config.warm_start else np.zeros_like(self.model.weights)
-        found = {penalty: self._folds(units, target, base, penalty) for penalty in self.config.penalties}
-        penalty = max(found, key=lambda one: found[one])
-        self.model = refit(bags, target, base, penalty)
+        influence = self._measure(units)
+        target, stale = standardised(-influence), None
+        if self.learned >= 0:  # how well the model of the stretch before predicts what this one was not fitted on
+            stale = spearman(self.model.scores(units), target)
+            self._spend("scoring", self.model.score_flops(float(self.pool.lengths()[units].sum())))
+        found, flops = self.model.fit(units, target, stretch, min(self._most(self.plan), self._rest()))
+        self._spend("learning", flops)
         anchors = influence[:self._anchors()].tolist()
         drift = spearman(np.array(self.stages[-1]["anchors"]), np.array(anchors)) if self.stages and anchors else None
-        self.stages.append({"stretch": stretch, "probed": len(units), "spearman": found[penalty], "penalty": penalty,
+        self.stages.append({"stretch": stretch, "probed": len(units), **found, "spearman_of_model_before": stale,
                             "influence_mean": float(influence.mean()), "influence_std": float(influence.std()),
                             "anchors": anchors, "anchors_spearman_with_last": drift})
         self.learned = stretch
+
+    def _measure(self, units: np.ndarray) -> np.ndarray:
+        """The influence of each unit now, float64 (n,)."""
+        before = self.probe.spent
+        batches = self.probe.batches(np.arange(len(self.reference)), self.reference)
+        influence = self.probe.influences(units, batches, self.config.influence)
+        self.flops["probing"] += self.probe.spent - before
+        return influence
 
     def _anchors(self) -> int:
         return min(self.config.anchors, self.config.probes, len(self.measured))
@@ -138,34 +140,36 @@ class Influence(Selector):
         fixed, rest = order[:self._anchors()], order[self._anchors():]
         return np.concatenate([fixed, generator(self.seed, "oracle", stretch).permutation(rest)])[:self.config.probes]
 
-    def _folds(self, units: np.ndarray, target: np.ndarray, base: np.ndarray, penalty: float) -> float:
-        """Spearman's correlation of predictions for units left out with what was measured."""
-        fold = np.arange(len(units)) % FOLDS
-        guess = np.empty(len(units))
-        for number in range(FOLDS):
-            model = refit(self.ngrams.bags(self.pool, units[fold != number]), target[fold != number], base, penalty)
-            bags = self.ngrams.bags(self.pool, units[fold == number])
-            guess[fold == number] = bags.times(model.weights) + model.bias
-        return spearman(guess, target)
+    def _spend(self, what: str, flops: float) -> None:
+        self.flops[what] += flops
+        self.probe.spend(flops)
 
-    def _fits(self) -> int:
-        """How often learning goes over the features of a measured token, at most."""
-        return 100 * (FOLDS * len(self.config.penalties) + 1)
+    def _measurements(self, plan: Plan) -> int:
+        chosen = max(plan.stretches - self.config.start, 0)
+        return min(chosen, 1) if self.config.frozen else chosen
 
-    def _spend(self, tokens: float) -> None:
-        """Count what the influence model takes for so many tokens: two operations an n-gram, there and back."""
-        self.probe.spend(4.0 * self.config.order * float(tokens))
+    def _most(self, plan: Plan | None) -> float:
+        """FLOPs that one fit may take: its part of the share of the run's that the influence model has."""
+        if plan is None or self.model.share is None:
+            return math.inf
+        return self.model.share * plan.training_flops / max(self._measurements(plan), 1)
+
+    def _rest(self) -> float:
+        """FLOPs that all further fits may take."""
+        if self.plan is None or self.model.share is None:
+            return math.inf
+        return self.model.share * self.plan.training_flops - self.flops["learning"]
 
     def planned_flops(self, plan: Plan) -> float:
-        chosen = max(plan.stretches - self.config.start, 0)
-        times = min(chosen, 1) if self.config.frozen else chosen
+        chosen, times = max(plan.stretches - self.config.start, 0), self._measurements(plan)
         lengths, probes = self.pool.lengths(), min(self.config.probes, len(self.measured))
         tokens = float(lengths[self.measured].mean()) * probes
         units = (self.stretch_units or 0) / self.config.keep
         window = units * float(lengths[self.free].mean())
-        linear = 4.0 * self.config.order * (times * self._fits() * tokens + chosen * window)
-        return times * measuring_flops(plan, self.reference, probes, tokens, self.config.influence) + linear + (
-            chosen * self.config.diversity.flops(units, window))
+        learning = self.model.fit_flops(self._units(0), self._most(plan)) + self.model.score_flops(tokens)
+        scoring = self.model.score_flops(window) + self.config.diversity.flops(units, window)
+        return times * (measuring_flops(plan, self.reference, probes, tokens, self.config.influence) + learning) + (
+            chosen * scoring)
 
     def metrics(self) -> dict[str, float]:
         if not self.stages:
@@ -174,19 +178,14 @@ class Influence(Selector):
                 "selectivity": self.stages[-1].get("selectivity", 0.0)}
 
     def report(self) -> dict[str, Any]:
-        return {"trained_on": int(self.free.sum()), "held_back": int((~self.free).sum()), "stages": self.stages}
+        return {"trained_on": int(self.free.sum()), "held_back": int((~self.free).sum()), "flops": dict(self.flops),
+                "stages": self.stages}
 
     def state_dict(self) -> dict[str, Any]:
-        weights = base64.b64encode(zlib.compress(self.model.weights.astype("<f8").tobytes())).decode()
-        return {"weights": weights, "bias": self.model.bias, "learned": self.learned, "stages": self.stages}
+        return {"model": self.model.state_dict(), "learned": self.learned, "stages": self.stages,
+                "flops": dict(self.flops)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        weights = np.frombuffer(zlib.decompress(base64.b64decode(state["weights"])), "<f8").astype(np.float64)
-        self.model, self.learned = Linear(weights, state["bias"]), state["learned"]
+        self.model.load_state_dict(state["model"])
+        self.learned, self.flops = state["learned"], dict(state["flops"])
         self.stages = [dict(one) for one in state["stages"]]
-
-
-def refit(bags: Bags, target: np.ndarray, base: np.ndarray, penalty: float) -> Linear:
-    """Ridge regression whose penalty is on the distance from `base` (features,)."""
-    model = fit_ridge(bags, target - bags.times(base), len(base), penalty)
-    return Linear(base + model.weights, model.bias)

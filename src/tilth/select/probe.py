@@ -48,6 +48,7 @@ class Probe:
                  fence: Callable[[], None] = lambda: None):
         self.learner, self.settings, self.pool, self.length, self.spend = learner, settings, pool, length, spend
         self.fence = fence
+        self.spent = 0.0  # FLOPs of its passes so far
         self.update = learner.updates[0]
         self.optimizer = optimizers[self.update]
 
@@ -123,6 +124,7 @@ class Probe:
         flops = self.learner.flops(batch) or 0.0
         if "unit_index" in batch:  # a row of the probe may be shorter than those the learner counts
             flops *= batch["unit_index"].shape[1] / self.length
+        self.spent += flops * share
         self.spend(flops * share)
         return loss
 
