@@ -44,7 +44,7 @@ class UnitStream:
 
 
 class StreamConfig(Config):
-    """Base of the streams that a `train` stage can name; `kind` is one of `tilth.stages.streams.STREAMS`."""
+    """Base of the streams that a `train` stage can name; `kind` is one of `tilth.stages.unit_parts.STREAMS`."""
 
     kind: str = ""
 

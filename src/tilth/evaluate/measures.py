@@ -7,13 +7,11 @@ from tilth.recipe import Config
 
 
 class Measure(Config):
-    """`of(model, stream) -> figures as JSON`; the model is in evaluation mode, its numbers on the device `device`."""
+    """`of(model, stream, device) -> figures as JSON`; the model is in evaluation mode, on that device. `kind` is one of
+    `tilth.stages.unit_parts.MEASURES`."""
 
     kind: str = ""
 
     def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
         """stream: what the model was trained on (its vocabulary, its classes); it is not to be moved."""
         raise TypeError(f"{type(self).__name__} does not define of.")
-
-
-MEASURES: dict[str, "type[Measure] | str"] = {"in_context": "tilth.evaluate.in_context:InContext"}

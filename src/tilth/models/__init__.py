@@ -12,7 +12,8 @@ from tilth.models.output import token_losses
 from tilth.models.transformer import Transformer
 
 MODELS: Mapping[str, "type[ModelConfig] | str"] = {
-    "transformer": TransformerConfig, "regressor": "tilth.models.regressor:RegressorConfig"}
+    "transformer": TransformerConfig, "regressor": "tilth.models.regressor:RegressorConfig",
+    "two_tower": "tilth.models.two_tower:TwoTowerConfig"}
 
 __all__ = ["MODELS", "Cache", "Experts", "ModelConfig", "Transformer", "TransformerConfig", "export_llama", "generate",
            "import_llama", "model_card", "token_losses"]

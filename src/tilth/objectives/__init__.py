@@ -4,6 +4,7 @@ from tilth.objectives.causal import Causal
 from tilth.objectives.loss import Batch, Loss, Objective, penalties_of, sum_by_unit, units_of
 
 OBJECTIVES: dict[str, type[Objective] | str] = {
-    "causal": Causal, "in_context_regression": "tilth.objectives.in_context:InContextRegression"}
+    "causal": Causal, "in_context_regression": "tilth.objectives.in_context:InContextRegression",
+    "contrastive": "tilth.objectives.contrastive:Contrastive"}
 
 __all__ = ["OBJECTIVES", "Batch", "Causal", "Loss", "Objective", "penalties_of", "sum_by_unit", "units_of"]

@@ -73,6 +73,7 @@ STAGES: dict[str, type[Stage] | str] = {
     "curate": "tilth.stages.curate:CurateStage",
     "tokenize": "tilth.stages.tokenize:TokenizeStage",
     "pretrain": "tilth.stages.pretrain:PretrainStage",
+    "pairs": "tilth.stages.pairs:PairsStage",
     "train": "tilth.stages.train:TrainStage",
     "evaluate": "tilth.stages.evaluate:EvaluateStage",
     "compress": "tilth.stages.compress:CompressStage",

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from tilth.data.streams import UnitStream
-from tilth.evaluate.measures import MEASURES, Measure
+from tilth.evaluate.measures import Measure
 from tilth.models import MODELS, ModelConfig
 from tilth.objectives import OBJECTIVES, Objective
 from tilth.optim import AdamW, Cosine, OptimizerChoice, ScheduleChoice
@@ -20,7 +20,7 @@ from tilth.recipe.frame import one_of
 from tilth.stages.model_folder import save_model
 from tilth.stages.pretrain import CheckpointConfig
 from tilth.stages.stage import Context, Stage
-from tilth.stages.streams import StreamChoice
+from tilth.stages.unit_parts import MEASURES, StreamChoice
 from tilth.train import Checkpoints, FirstPass, Learner, Loop, LoopSettings, MetricsLog
 from tilth.train.device import Precision, peak_memory, pick_device, resolve_precision
 from tilth.train.micro import largest_micro_batch
