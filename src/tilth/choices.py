@@ -5,6 +5,7 @@ from typing import Any
 
 from tilth.curate.attributes import ATTRIBUTES
 from tilth.curate.rules import RULES
+from tilth.data.functions import FAMILIES
 from tilth.data.inputs import INPUTS
 from tilth.data.tokenizer import TOKENIZERS
 from tilth.evaluate.tasks import TASKS
@@ -18,6 +19,7 @@ from tilth.report import text_table
 from tilth.select.diversity import DIVERSITIES
 from tilth.select.policy import MIXTURES, SELECTORS, WEIGHERS
 from tilth.stages.stage import STAGES
+from tilth.stages.unit_parts import MEASURES, STREAMS
 from tilth.train.averaging import AVERAGES
 from tilth.train.survive.parity import PARITIES
 
@@ -25,7 +27,8 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "stage": STAGES, "input": INPUTS, "attribute": ATTRIBUTES, "rule": RULES, "tokenizer": TOKENIZERS,
     "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "diversity": DIVERSITIES, "model": MODELS,
     "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES,
-    "average": AVERAGES, "compression": METHODS,
+    "average": AVERAGES, "compression": METHODS, "stream": STREAMS, "family": FAMILIES,
+    "measure": MEASURES,
 }
 
 
