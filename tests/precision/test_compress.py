@@ -182,11 +182,12 @@ def test_the_stage_compresses_what_a_recipe_trained(tmp_path):
         "pretrain": {"kind": "pretrain", "model": {"kind": "transformer", "layers": 1, "width": 32, "heads": 2,
                                                    "feed_forward": 32, "context": 64},
                      "length": 32, "batch_tokens": 128, "budget": {"steps": 3}, "precision": "fp32"},
-        "compress": {"kind": "compress", "method": {"kind": "spqr", "bits": 3}, "rows": 4}}})
+        "compress": {"kind": "compress", "method": {"kind": "spqr", "bits": 3}, "rows": 4},
+        "export": {"kind": "export", "evaluation": None}}})
     summary = run_recipe(recipe, tmp_path / "run")["compress"]
     assert 3 < summary["bits"] < 8 and summary["bits_per_byte"]["before"] != summary["bits_per_byte"]["after"]
     assert compressed_layers(load_model(tmp_path / "run" / "compress")[0])
-    # what a run means stays the model that it trained, and the command finds the run's text by itself
+    # what a run means stays a plain model, and the command finds the run's text by itself, also from an export
     assert not compressed_layers(load_model(tmp_path / "run")[0])
     report = json.loads(run("compress", tmp_path / "run", "--bits", 3, "--rows", 4, "--length", 32, "-o",
                             tmp_path / "out", "--json").stdout.splitlines()[-1])

@@ -54,13 +54,15 @@ class CompressStage(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         model, tokenizer = load_model(context.input(self.model))
         model.to(pick_device(context.hardware.device))
-        trained = read_json(context.input(self.model) / "manifest.json")["fields"]
-        pool_folder = context.input(trained["input"])
-        batches = draw_batches(Pool.open(pool_folder), self.rows, self.length or trained["length"], context.seed)
-        held_out = Pool.open(pool_folder / "held_out") if (pool_folder / "held_out").exists() else None
-        evaluation = self.evaluation.model_copy(update={"length": self.evaluation.length or trained["length"]})
+        known = run_of(context.input(self.model))
+        if known.training is None:
+            raise BadInput(f"The compress stage calibrates on the pool that its model was trained on, and "
+                           f"'{self.model}' leads to no pretrain stage of this run.")
+        length = self.length or known.length or model.config.context
+        batches = draw_batches(known.training, self.rows, length, context.seed)
+        evaluation = self.evaluation.model_copy(update={"length": self.evaluation.length or known.length})
         report = compress_and_measure(model, tokenizer, self.method, batches, context.folder / "compressed", self.rest,
-                                      evaluation, held_out)
+                                      evaluation, known.held_out)
         write_json(context.folder / "results.json", report)
         return {"folder": "compressed", "bits": report["bits"]["per_weight"],
                 "bits_per_byte": {side: report[side].get("held_out", {}).get("bits_per_byte", {}).get("value")
@@ -135,7 +137,7 @@ def compress_folder(path: Path, output: Path, method: Method, calibration: Seque
     if compressed_layers(model):
         raise BadInput(f"{folder} is compressed already; compress the model that it was made from.")
     model.to(pick_device(device))
-    known = run_of(folder)
+    known = run_of(folder.parent)
     with ExitStack() as stack:
         def place() -> Path:
             return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tilth-")))
@@ -172,15 +174,19 @@ class KnownRun:
     length: int | None = None
 
 
-def run_of(model_folder: Path) -> KnownRun:
-    """The run that a model folder stands in; all None where it stands alone."""
-    stage = model_folder.parent
-    fields = read_json(stage / "manifest.json").get("fields", {}) if (stage / "manifest.json").is_file() else {}
-    folder = stage.parent / str(fields.get("input"))
-    if fields.get("kind") != "pretrain" or not (folder / "fields").is_dir():
-        return KnownRun()
-    held_out = folder / "held_out"
-    return KnownRun(Pool.open(folder), Pool.open(held_out) if held_out.is_dir() else None, fields["length"])
+def run_of(stage: Path) -> KnownRun:
+    """The run that a stage's model comes from, found over the stages that it names as its `model` (export, adaptation);
+    all None where the folder stands alone."""
+    while (stage / "manifest.json").is_file():
+        fields = read_json(stage / "manifest.json").get("fields", {})
+        pool = stage.parent / str(fields.get("input"))
+        if fields.get("kind") == "pretrain" and (pool / "fields").is_dir():
+            held_out = pool / "held_out"
+            return KnownRun(Pool.open(pool), Pool.open(held_out) if held_out.is_dir() else None, fields["length"])
+        if not fields.get("model"):
+            break
+        stage = stage.parent / str(fields["model"])
+    return KnownRun()
 
 
 def method_of(kind: str, bits: int, changes: Sequence[str]) -> Method:

@@ -35,9 +35,12 @@ def save_model(folder: Path, model: Any, tokenizer: Tokenizer | None, state: dic
 
 
 def find_model(path: str | Path) -> Path:
-    """The model folder that a user's path means: itself, or that of a run or of a pretrain stage."""
+    """The model folder that a user's path means: itself, that of a stage, or that of a run's last stage with one."""
     path = Path(path)
-    candidates = [path, path / "model", path / "compressed", *sorted(path.glob("*/model"))]
+    run = path / "manifest.json"
+    stages = read_json(run).get("stages", {}) if run.is_file() else {}
+    candidates = [path, path / "model", path / "compressed",
+                  *(path / name / "model" for name in reversed(stages)), *sorted(path.glob("*/model"))]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return folder
