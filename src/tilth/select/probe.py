@@ -62,6 +62,27 @@ class Probe:
                 np.add.at(counts, item, loss.count.double().cpu().numpy())
         return totals / np.maximum(counts, 1)
 
+    def embeddings(self, units: np.ndarray, pool: Any = None) -> np.ndarray:
+        """Mean hidden state after the last block over each unit's positions, float32 (n, width); no gradient."""
+        model: Any = self.learner.modules["model"]
+        if not hasattr(model, "hidden"):
+            raise BadInput(f"A model of kind {type(model).__name__} has no hidden states to compare units by.")
+        found, counts, device = None, np.zeros(len(units)), self.settings.device
+        with self._untouched(), torch.no_grad():
+            for item, batch in self._packed(np.asarray(units), pool):
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                with autocast(self.settings.precision, device):
+                    hidden_BLD = model.hidden(batch["tokens"], segments=batch["unit_index"],
+                                              positions=batch["positions"])
+                self._count((self.learner.flops(batch) or 0.0) / 3)
+                inside = batch["unit_index"] >= 0
+                owner = item[batch["unit_index"][inside].cpu().numpy()]
+                found = np.zeros((len(units), hidden_BLD.shape[2])) if found is None else found
+                np.add.at(found, owner, hidden_BLD[inside].float().cpu().numpy())
+                counts += np.bincount(owner, minlength=len(units))
+        assert found is not None
+        return (found / np.maximum(counts, 1)[:, None]).astype(np.float32)
+
     def batches(self, units: np.ndarray, pool: Any = None) -> list[Batch]:
         """The units packed into batches of the run's micro-batch."""
         return [batch for _, batch in self._packed(np.asarray(units), pool)]
@@ -124,9 +145,12 @@ class Probe:
         flops = self.learner.flops(batch) or 0.0
         if "unit_index" in batch:  # a row of the probe may be shorter than those the learner counts
             flops *= batch["unit_index"].shape[1] / self.length
-        self.spent += flops * share
-        self.spend(flops * share)
+        self._count(flops * share)
         return loss
+
+    def _count(self, flops: float) -> None:
+        self.spent += flops
+        self.spend(flops)
 
     @torch.no_grad()
     def _reference_loss(self, reference: Sequence[Batch]) -> float:

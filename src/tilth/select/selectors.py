@@ -101,6 +101,7 @@ def read_scores(path: Path, pool: Pool) -> np.ndarray:
 
 SELECTORS: dict[str, type[Config] | str] = {
     "all": All, "random": Random, "scores": Scores, "importance": "tilth.select.scored:Importance",
+    "semdedup": "tilth.select.semdedup:SemDeDup",
     "quality": "tilth.select.scored:Quality", "perplexity": "tilth.select.perplexity:Perplexity",
     "mates": "tilth.select.mates:Mates", "preselect": "tilth.select.preselect:PreSelect",
     "concepts": "tilth.select.concepts:ConceptBalance"}
