@@ -85,6 +85,13 @@ def test_region_is_private_and_outlives_its_creator(tmp_path):
         found.remove()
 
 
+def test_a_region_that_goes_while_it_is_looked_at_counts_as_gone():
+    region.shared_folder().joinpath("tilth-00000000000000aa-3-b").symlink_to("gone")
+    found, = manager.leftovers()
+    assert (found.place, found.bytes, found.pid) == (3, 0, None)
+    manager.clean(found)
+
+
 def test_too_little_shared_memory_is_bad_input_before_anything_is_written(tmp_path):
     with pytest.raises(BadInput, match=r"MiB free.*--shm-size"):
         Region.create("tilth-0000000000000000-0-a", 1 << 50)

@@ -68,7 +68,10 @@ class Leftover:
 
 
 def leftovers() -> list[Leftover]:
-    """All managers of this user on this machine, and everything that managers left, by run and place."""
+    """All managers of this user on this machine, and everything that managers left, by run and place.
+
+    Runs go on meanwhile: what ends while it is looked at counts as ended.
+    """
     paths: dict[tuple[str, int], list[Path]] = {}
     for path in [*shared_folder().iterdir(), *wire.runtime_folder().iterdir()]:
         match = NAME.fullmatch(path.name)
@@ -84,11 +87,15 @@ def _leftover(key: str, place: int, paths: list[Path]) -> Leftover:
     pid = worker = step = None
     address = running(key, place)
     if address is not None:
-        said = Client(address).ask("hello")
-        pid = said["pid"]
-        worker = said["worker"]["pid"] if said["worker"]["pid"] and not said["worker"]["ended"] else None
-        step = max((held["step"] for held in said["slots"]), default=None)
-    size = sum(path.stat().st_size for path in paths if NAME.fullmatch(path.name))
+        with contextlib.suppress(OSError, EOFError):
+            said = Client(address).ask("hello")
+            pid = said["pid"]
+            worker = said["worker"]["pid"] if said["worker"]["pid"] and not said["worker"]["ended"] else None
+            step = max((held["step"] for held in said["slots"]), default=None)
+    size = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size if NAME.fullmatch(path.name) else 0
     return Leftover(key, place, pid, worker, step, size, sorted(paths))
 
 
