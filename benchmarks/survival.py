@@ -1,7 +1,9 @@
 """What surviving costs and whether it works: `python benchmarks/survival.py [--only SECTION]`.
 
-- overhead: a snapshot every 10 steps against none, synchronous torch.save with fsync, and
-  torch.distributed.checkpoint.async_save, in blocks of one run that take turns; loading from memory against disk.
+- overhead: a snapshot every 10 steps against none, in blocks of one run that take turns; loading from memory against
+  disk.
+- saves: a snapshot against synchronous torch.save with fsync and torch.distributed.checkpoint.async_save, all every
+  other step: a tenth of a second shows in blocks of two steps, and drowns in blocks of ten.
 - kills: random faults from a chaos run (`--chaos FOLDER`, resumable: more `--times` go on where it stopped).
 """
 
@@ -44,8 +46,8 @@ def timed_recipe() -> Recipe:
                                         "pretrain": training})
 
 
-def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The blocks of `tilth.trial.survival` over `--processes` workers of one thread each."""
+def measured(arguments: argparse.Namespace, block: int, rounds: int) -> dict[str, Any]:
+    """`rounds` blocks of so many steps each way (`tilth.trial.survival`), `--processes` workers of one thread each."""
     with tempfile.TemporaryDirectory() as name:
         folder, recipe = Path(name), timed_recipe()
         run_recipe(recipe.model_copy(update={"stages": {
@@ -53,7 +55,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         (folder / "timed.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
                    str(arguments.processes), "-m", "tilth.trial.survival", str(folder / "timed.yaml"), str(folder),
-                   str(folder / "out.json"), "--rounds", str(arguments.rounds)]
+                   str(folder / "out.json"), "--block", str(block), "--rounds", str(rounds)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         return read_json(folder / "out.json")
 
@@ -70,17 +72,14 @@ def interval(statistic: Any, *arrays: np.ndarray, draws: int = 4000) -> tuple[fl
 
 
 def overhead(arguments: argparse.Namespace) -> list[Claim]:
-    found = measured(arguments)
-    rounds, size = len(found["blocks"]), found["snapshot_bytes"]
-    about = (f"{found['processes']} workers of one thread, {found['parameters'] / 1e6:.2f} M parameters, "
-             f"{rounds} blocks of {found['block']} steps each way, by turns; a worker copies {size / 2**20:.2f} MiB")
+    found = measured(arguments, 10, arguments.rounds)
+    about, size = setting(found), found["snapshot_bytes"]
     claims = []
     for what, name in (("cpu", "CPU-seconds of workers and managers"), ("seconds", "seconds of the clock")):
         plain, memory = (series(found, arm, what) for arm in ("plain", "memory"))
         low, high = interval(lambda a, b: float(np.median(a / b)), memory, plain)
         claims.append(Claim(f"snapshot_overhead_{what}_upper_95", high, "of a run without", "<= 1.05", None,
                             f"{name}: median ratio {np.median(memory / plain):.4f} [{low:.4f}, {high:.4f}]; {about}"))
-    claims += [_cheaper(found, "disk", DISK, ">= 5", about), _cheaper(found, "async_save", ASYNC, "> 1", about)]
     training = float(np.median(series(found, "memory", "training")))
     ideal = size / found["copy_bandwidth"]
     claims.append(Claim("snapshot_training_seconds_over_copy", training / ideal, "times the copy of its bytes", "> 0",
@@ -94,7 +93,18 @@ def overhead(arguments: argparse.Namespace) -> list[Claim]:
     return claims
 
 
-def _cheaper(found: dict[str, Any], arm: str, peer: str, wanted: str, about: str) -> Claim:
+def saves(arguments: argparse.Namespace) -> list[Claim]:
+    found = measured(arguments, 2, 4 * arguments.rounds)
+    return [_cheaper(found, "disk", DISK, ">= 5"), _cheaper(found, "async_save", ASYNC, "> 1")]
+
+
+def setting(found: dict[str, Any]) -> str:
+    return (f"{found['processes']} workers of one thread, {found['parameters'] / 1e6:.2f} M parameters, "
+            f"{len(found['blocks'])} blocks of {found['block']} steps each way, by turns; a worker copies "
+            f"{found['snapshot_bytes'] / 2**20:.2f} MiB")
+
+
+def _cheaper(found: dict[str, Any], arm: str, peer: str, wanted: str) -> Claim:
     """How many times less of the training's clock a snapshot takes than a save of `arm`, at equal frequency."""
     plain, memory, other = (series(found, one, "seconds") for one in ("plain", "memory", arm))
 
@@ -105,7 +115,7 @@ def _cheaper(found: dict[str, Any], arm: str, peer: str, wanted: str, about: str
     low, high = interval(ratio, plain, memory, other)
     return Claim(f"snapshot_cheaper_than_{arm}", ratio(plain, memory, other), "times", wanted, peer,
                  f"extra seconds of a block: {theirs:.3f} against {extra:.3f} [{low:.1f}, {high:.1f}]"
-                 f"{'; ours is within the noise of none' if extra <= 0 else ''}; {about}")
+                 f"{'; ours is within the noise of none' if extra <= 0 else ''}; {setting(found)}")
 
 
 def kills(arguments: argparse.Namespace) -> list[Claim]:
@@ -134,12 +144,12 @@ def kills(arguments: argparse.Namespace) -> list[Claim]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=16, help="blocks of 10 steps of each way of saving")
+    parser.add_argument("--rounds", type=int, default=16, help="blocks of each way of saving")
     parser.add_argument("--chaos", type=Path, help="folder of a chaos run")
     parser.add_argument("--times", type=int, default=0, help="with --chaos: go on to this number of faults")
     parser.add_argument("--kill", default="worker,node,nodes,all,hang,storage")
     parser.add_argument("--chaos-processes", type=int, default=3)
-    return run_sections("survival", {"overhead": overhead, "kills": kills}, parser, versions, HERE)
+    return run_sections("survival", {"overhead": overhead, "saves": saves, "kills": kills}, parser, versions, HERE)
 
 
 if __name__ == "__main__":
