@@ -143,3 +143,10 @@ def test_names_from_files(tmp_path):
     assert read_names(tmp_path / "names.tsv") == ["cat", "dog"]
     with pytest.raises(BadInput, match="cannot be read as names"):
         read_names(tmp_path / "missing.txt")
+
+
+def test_words_that_share_a_slot_of_the_table_are_told_apart(monkeypatch):
+    """A table of two slots: nearly every word is missed, and found in the vocabulary."""
+    monkeypatch.setattr("tilth.curate.concepts.RECENT", 2)
+    assert counted(["man", "dog", "hat", "dog hat", "grass"], CAPTIONS * 50) == {
+        "man": 100, "dog": 150, "hat": 100, "dog hat": 50, "grass": 50}

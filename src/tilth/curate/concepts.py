@@ -19,6 +19,8 @@ from tilth.curate.lemmas import Lemmas
 from tilth.curate.ngrams import blocks
 from tilth.recipe import BadInput
 
+RECENT = 1 << 16  # words
+
 
 class Concepts:
     """Concepts by name, and where they occur. Words of a name are separated by spaces or underscores."""
@@ -29,8 +31,8 @@ class Concepts:
             twice = next(name for at, name in enumerate(self.names) if name in self.names[:at])
             raise BadInput(f"The concept '{twice}' is named twice.")
         self._lemma_ids: dict[str, int] = {}
-        asked = [self._query(name, base) for name, base in zip(
-            self.names, self.lemmas.queries([spaced(name) for name in self.names]), strict=True)]
+        bases = self.lemmas.queries([name.replace("_", " ") for name in self.names])
+        asked = [self._query(name, words) for name, words in zip(self.names, words_of(bases), strict=True)]
         self.sizes = np.array([len(ids) for ids in asked], np.int64)  # words of each concept
         # The concepts of each word, laid end to end.
         of_word = sorted((word, concept) for concept, ids in enumerate(asked) for word in ids)
@@ -38,9 +40,10 @@ class Concepts:
         self._starts = np.searchsorted([word for word, _ in of_word], np.arange(len(self._lemma_ids) + 1))
         # The vocabulary seen so far: hashes of words, sorted, and the id of each one's base form (-1: of no concept).
         self._hashes, self._ids = np.empty(0, np.uint64), np.empty(0, np.int64)
+        # Most words are among the few that were seen last: a table by their lowest bits spares the search for them.
+        self._recent, self._recent_ids = np.zeros(RECENT, np.uint64), np.full(RECENT, -1, np.int64)
 
-    def _query(self, name: str, base: str) -> list[int]:
-        words = list(words_of(pl.Series([base])))
+    def _query(self, name: str, words: list[str]) -> list[int]:
         if not words:
             raise BadInput(f"The concept '{name}' holds no word.")
         return [self._lemma_ids.setdefault(one, len(self._lemma_ids)) for one in dict.fromkeys(
@@ -69,13 +72,24 @@ class Concepts:
 
     def _known(self, block: Any, texts: pl.Series) -> np.ndarray:
         """The id of each word's base form; new words join the vocabulary."""
-        unique, first, inverse = np.unique(block.hashes, return_index=True, return_inverse=True)
+        slots = block.hashes & np.uint64(RECENT - 1)
+        ids = self._recent_ids[slots]
+        missed = np.flatnonzero(self._recent[slots] != block.hashes)
+        if len(missed):
+            ids[missed] = self._search(block, texts, missed)
+            # Of several words in one slot the last stays, in both tables.
+            self._recent[slots[missed]], self._recent_ids[slots[missed]] = block.hashes[missed], ids[missed]
+        return ids
+
+    def _search(self, block: Any, texts: pl.Series, which: np.ndarray) -> np.ndarray:
+        """The same for the words number `which` of a block, by the sorted vocabulary."""
+        unique, first, inverse = np.unique(block.hashes[which], return_index=True, return_inverse=True)
         place = np.searchsorted(self._hashes, unique)
         known = place < len(self._hashes)
         known[known] = self._hashes[place[known]] == unique[known]
         new = np.flatnonzero(~known)
         if len(new):
-            spelt = list(_spelt(block, texts, first[new]))
+            spelt = _spelt(block, texts, which[first[new]])
             ids = np.array([self._lemma_ids.get(base, -1) for base in self.lemmas.words(spelt)], np.int64)
             self._ids = np.insert(self._ids, place[new], ids)
             self._hashes = np.insert(self._hashes, place[new], unique[new])
@@ -92,14 +106,15 @@ def _spelt(block: Any, texts: pl.Series, which: np.ndarray) -> Iterator[str]:
         yield held[document][start:end].lower()
 
 
-def spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def words_of(texts: pl.Series) -> Iterator[str]:
-    """All words of texts, by the same rule as those that are counted."""
-    for block in blocks(texts):
-        yield from _spelt(block, texts, np.arange(len(block.hashes)))
+def words_of(texts: Sequence[str]) -> list[list[str]]:
+    """The words of each text, by the same rule as those that are counted."""
+    series = pl.Series(texts, dtype=pl.String)
+    found: list[list[str]] = [[] for _ in texts]
+    for block in blocks(series):
+        words = _spelt(block, series, np.arange(len(block.hashes)))
+        for document, word in zip(block.documents[block.text_of].tolist(), words, strict=True):
+            found[document].append(word)
+    return found
 
 
 class ConceptIndex:
