@@ -65,6 +65,8 @@ def test_from_a_folder_to_accuracy_by_concept(data, tmp_path):
     assert found["fit"]["concepts"] == 4 and len(found["fit"]["points_per_decade"]["interval"]) == 2
     lines = [json.loads(line) for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
     assert {"matched", "scale", "loss"} <= lines[0].keys() and summary["micro_rows"] == 32
+    page = (tmp_path / "report.html").read_text()
+    assert "Accuracy by count" in page and "the 2 rarest (at most 8 captions)" in page and "r of bin means" in page
     pool = Pool.open(tmp_path / "pairs")
     assert pool.get("pixels", 0).shape == (8, 8, 3) and pool.get("tokens", 0)[-1] == pool.end_of_text
 

@@ -27,6 +27,8 @@ def test_a_recipe_of_functions_runs_and_is_measured(tmp_path):
     families = summary["results"]["families"]["families"]
     assert set(families) == {"linear", "sinusoid", "halfway", "beyond"} and len(families["linear"]["error"]) == 5
     assert families["linear"]["late"] < 0.8 * families["linear"]["variance"] < families["beyond"]["late"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Error by number of examples" in page and "halfway" in page and "Nothing trained yet" not in page
     assert summary["flops"] > 0 and (tmp_path / "train" / "model" / "model.safetensors").is_file()
 
 

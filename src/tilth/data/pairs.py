@@ -1,6 +1,6 @@
 """Image-text pairs: read from a folder with an index or from Parquet, and written as a pool of units.
 
-A unit is one pair: `pixels` (H, W, C) uint8 and the `tokens` of its caption. Needs Pillow: pip install pillow.
+A unit is one pair: `pixels` (H, W, C) uint8 and the `tokens` of its caption. Needs Pillow: `pip install 'tilth[images]'`.
 """
 
 import io
@@ -102,7 +102,7 @@ class PairsInput(Config):
         try:
             from PIL import Image
         except ImportError as error:
-            raise BadInput("Reading images needs Pillow: pip install pillow.") from error
+            raise BadInput("Reading images needs Pillow: pip install 'tilth[images]'.") from error
 
         def decode(content: bytes) -> np.ndarray:
             with Image.open(io.BytesIO(content)) as image:

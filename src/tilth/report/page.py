@@ -18,6 +18,7 @@ from tilth.report.sources import read_sources
 from tilth.report.survival import survival
 from tilth.report.templating import environment
 from tilth.report.tracking import tracking
+from tilth.report.trained import trained
 
 MOST_ROWS = 40  # of a table of sources: a crawl may have thousands
 
@@ -41,6 +42,7 @@ def render(run: Run, written: datetime | None = None) -> str:
         "headline": headline(run, scores, train),
         "scores": scores_section(scores),
         "curves": curves(train, held_out, scores),
+        "trained": trained(run),
         "advice": advice(run),
         "tracking": tracking(run),
         "training_data": training_data(sources),

@@ -23,7 +23,8 @@ def plan_recipe(recipe: Recipe, folder: Path, hardware: Hardware) -> list[dict[s
     found = [plan_stage(recipe, name, stage, folder, hardware) for name, stage in recipe.stages.items()
              if isinstance(stage, PretrainStage)]
     if not found:
-        raise BadInput(f"The recipe '{recipe.name}' trains nothing: it has no stage of kind pretrain.")
+        raise BadInput(f"The recipe '{recipe.name}' has no stage of kind pretrain, which alone can be planned (a stage "
+                       f"of kind train says its steps itself).")
     return found
 
 
