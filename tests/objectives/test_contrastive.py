@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from tilth.models.two_tower import TwoTowerConfig
-from tilth.objectives.contrastive import Contrastive
-from tilth.optim import AdamW
+from tilth.objectives.contrastive import Contrastive, GatheredContrastive
+from tilth.optim import AdamW, Constant
 from tilth.recipe import BadInput
 from tilth.select.probe import Probe
-from tilth.train import Learner, LoopSettings
+from tilth.train import Learner, Loop, LoopSettings
 
 ROWS = 6
 
@@ -76,3 +76,57 @@ def test_the_probe_refuses_it(order):
     with pytest.raises(BadInput, match="couples the units of a batch"):
         probe.effects([batch], [batch], order)
     assert all(torch.equal(value, before[name]) for name, value in learner.modules.state_dict().items())
+
+
+def trained(objective, micro_rows, weights=None):
+    """The loop's loss, figures and gradient norm over three steps, and the weights it ends with."""
+    config = TwoTowerConfig(image_shape=(4, 4, 1), vocab_size=9, caption_length=2)
+    learner = Learner(config.build().initialize(0), objective, flops_per_row=config.flops_per_row())
+    tokens = torch.randint(1, 9, (ROWS, 2), generator=torch.Generator().manual_seed(5)).tolist()
+    whole = {**batch_of([*tokens[:-1], tokens[0]]), **({} if weights is None else {"weight": torch.tensor(weights)})}
+
+    class Same:
+        """The same six pairs every step."""
+        at = 0
+
+        def next(self, rows):
+            part = {name: value[self.at:self.at + rows] for name, value in whole.items()}
+            self.at = (self.at + rows) % ROWS
+            return part
+
+        def observe(self, unit_id, loss): ...
+        def state_dict(self): return {}
+        def load_state_dict(self, state): ...
+
+    smooth = AdamW(lr=0.1, epsilon=1.0)  # not the sign of gradients that are nearly 0
+    loop = Loop(learner, Same(), {"main": smooth.build(learner.parameter_groups("main"))}, Constant(warmup=0),
+                LoopSettings(steps=3, rows=ROWS, micro_rows=micro_rows), None_(), None_())
+    lines = [loop.step() for _ in range(3)]
+    return lines, torch.cat([one.detach().flatten() for one in learner.modules.parameters()])
+
+
+class None_:
+    """Checkpoints and metrics of a loop that is only stepped."""
+    newest = None
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2, 0.5, 1, 3, 0.25]])
+@pytest.mark.parametrize("micro_rows", [1, 2, 6])
+def test_gathered_parts_give_the_gradient_of_the_whole_batch(micro_rows, weights):
+    wanted, end = trained(Contrastive(), ROWS, weights)
+    found, gathered = trained(GatheredContrastive(), micro_rows, weights)
+    for a, b in zip(found, wanted, strict=True):
+        for name in ("loss", "gradient_norm", "matched", "scale"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+        assert a["flops"] == pytest.approx(b["flops"] * 4 / 3), "the first pass is counted"
+    assert torch.allclose(gathered, end, atol=1e-5)
+
+
+def test_a_batch_that_is_split_without_looking_first_is_refused():
+    with pytest.raises(BadInput, match="couples the units of a batch"):
+        trained(Contrastive(), 2)
+
+
+def test_a_pair_of_weight_0_is_a_negative_that_learns_nothing():
+    lines, _ = trained(GatheredContrastive(), 2, [1.0, 1, 1, 1, 1, 0])
+    assert all(torch.isfinite(torch.tensor(line["gradient_norm"])) for line in lines)

@@ -1,6 +1,7 @@
 """Image-text pairs: read from a folder with an index or from Parquet, and written as a pool of units.
 
-A unit is one pair: `pixels` (H, W, C) uint8 and the `tokens` of its caption. Needs Pillow: `pip install 'tilth[images]'`.
+A unit is one pair: `pixels` (H, W, C) uint8 and the `tokens` of its caption. Needs Pillow (`pip install
+'tilth[images]'`).
 """
 
 import io

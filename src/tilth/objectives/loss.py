@@ -41,6 +41,11 @@ class Objective(Config):
     def __call__(self, model: Any, batch: Batch, rng: torch.Generator, state: dict[str, Any]) -> Loss:
         raise TypeError(f"{type(self).__name__} does not say how to compute its loss: define __call__.")
 
+    def first_pass(self) -> Any:
+        """What a step must see of the whole global batch before it trains on a part of it (a
+        `tilth.train.learner.FirstPass`); None, as for most, where units are told apart by themselves."""
+        return None
+
     def count(self, batch: Batch) -> Tensor:
         """(U,) predictions of each unit, known before any forward pass (the loop divides by their sum)."""
         raise TypeError(f"{type(self).__name__} does not say how many predictions a unit holds: define count.")

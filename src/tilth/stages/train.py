@@ -92,11 +92,11 @@ class TrainStage(Stage):
     def _micro_rows(self, context: Context, learner: Learner, stream: UnitStream, precision: Any,
                     device: torch.device) -> int:
         """Units of one forward pass: chosen once, written down, and kept by every resumption. An objective that
-        couples the units of a batch needs all of them at once."""
+        couples the units of a batch, and looks at no other first, needs all of them at once."""
         path = context.folder / "budget.json"
         if path.exists():
             return int(read_json(path)["micro_rows"])
-        micro = self.rows if self.objective.couples != "none" else context.hardware.micro_rows or largest_micro_batch(
+        micro = self.rows if self.objective.couples == "batch" else context.hardware.micro_rows or largest_micro_batch(
             learner, stream, self.rows, precision, device, self.optimizer.state_bytes)
         write_json(path, {"steps": self.steps, "rows": self.rows, "micro_rows": micro})
         return micro

@@ -43,6 +43,8 @@ class Learner:
         self.objective = objective
         self.state: dict[str, Tensor] = {}
         self.flops_per_row = flops_per_row
+        if (first := getattr(objective, "first_pass", lambda: None)()) is not None:
+            self.first_pass = first
 
     def parameter_groups(self, update: str) -> list[ParameterGroup]:
         """The parameters that `update` changes; the updates of a learner own disjoint parameters."""
