@@ -32,6 +32,21 @@ def test_without_examples_the_error_is_the_variance():
     assert torch.allclose(errors, torch.ones(6), atol=0.15)
 
 
+def test_what_cannot_be_known_is_not_learned():
+    """Values that say nothing of each other: were one seen before it is predicted, the error would fall below 1."""
+    model, rng = built(dims=1, points=4), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(150):
+        x, y = torch.randn(64, 4, 1, generator=rng), torch.randn(64, 4, generator=rng)
+        loss = (model(x, y) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0.93 < sum(losses[-50:]) / 50 < 1.15
+
+
 def test_parameters_and_flops_are_counted():
     config = RegressorConfig(dims=3, points=6)
     model = config.build()

@@ -19,7 +19,8 @@ class InContext(Measure):
     """Squared error by number of examples on fresh functions of `families` (default: those trained on).
 
     functions: sequences of each family, from `seed` alone, so that models are compared on the same ones; late: the
-    last positions whose mean stands for the family. Points and lengths are those of training: a learned position that
+    last positions whose mean stands for the family. The median stands beside the mean, which few examples (y / x) give
+    heavy tails. Points and lengths are those of training: a learned position that
     was never trained would fail whatever the family.
     """
 
@@ -35,9 +36,10 @@ class InContext(Measure):
         found = {}
         for name, family in (self.families or stream.config.families).items():
             x, y = self.sequences(family, stream)
-            errors = np.square(predictions(model, x, y, device) - y).mean(0)
-            found[name] = {"error": errors.tolist(), "late": float(errors[-self.late:].mean()),
-                           "variance": float(np.square(y).mean())}
+            squares = np.square(predictions(model, x, y, device) - y)
+            errors = squares.mean(0)
+            found[name] = {"error": errors.tolist(), "median": np.median(squares, 0).tolist(),
+                           "late": float(errors[-self.late:].mean()), "variance": float(np.square(y).mean())}
         return {"functions": self.functions, "families": found}
 
     def sequences(self, family: Any, stream: FunctionStream) -> tuple[np.ndarray, np.ndarray]:

@@ -45,11 +45,12 @@ def pair_losses(logits_BB: Tensor, tokens: Tensor, held: Tensor) -> tuple[Tensor
 
 
 class GatheredContrastive(Contrastive):
-    """The same loss over a global batch whose parts need not fit in memory together (Gao et al. 2021, arXiv 2101.06983).
+    """The same loss for a global batch whose parts need not fit in memory together.
 
-    A first pass without gradient embeds all pairs and works out the gradient of the loss in each embedding; the second
-    embeds a part at a time and carries that gradient on into the weights. The gradient is that of the undivided batch;
-    the first pass is counted. A pair of weight 0 stays a negative of the others, and learns nothing.
+    Gao et al. 2021, arXiv 2101.06983: a first pass without gradient embeds all pairs and works out the gradient of the
+    loss in each embedding; the second embeds a part at a time and carries that gradient on into the weights. The
+    gradient is that of the undivided batch; the first pass is counted. A pair of weight 0 stays a negative of the
+    others, and learns nothing.
     """
 
     couples: ClassVar[Couples] = "global"
