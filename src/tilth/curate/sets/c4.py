@@ -60,7 +60,8 @@ def spacy_sentences(words: Words) -> np.ndarray:
     """Sentences of each text as spaCy's sentencizer counts them: a new one begins at a word, if between it and the
     word before it stands a mark that ends sentences."""
     ends = words.values.str.contains(r"\A[\p{Sentence_Terminal}]\z").to_numpy()
-    marks = words.values.str.contains(r"\A\p{P}+\z").to_numpy() | ends
+    marks = words.each(words.values.str.contains(r"\A\p{P}+\z").to_numpy() | ends)
+    ends = words.each(ends)
     before = np.concatenate([[0], np.cumsum(ends)])[:-1]
     at = np.flatnonzero(~marks)  # the words proper
     document = words.document()[at]
@@ -69,7 +70,7 @@ def spacy_sentences(words: Words) -> np.ndarray:
     first = np.flatnonzero(np.diff(document, prepend=-1))
     starts = np.concatenate([[0], np.cumsum(ends)])[words.starts[:-1]]
     previous[first] = starts[document[first]]
-    begins = np.zeros(len(words.values), np.int64)
+    begins = np.zeros(len(marks), np.int64)
     begins[at] = before[at] > previous
     return words.sums(begins) + 1  # datatrove's splitter finds one in an empty text too
 

@@ -17,7 +17,7 @@ from tilth.curate.attributes import TEXT, Attribute
 from tilth.curate.sets.frame import SHORT, MeasuredSet, Profile
 from tilth.curate.sets.lines import DATATROVE_PUNCTUATION, PYTHON_BREAK, PYTHON_INLINE_SPACE, python_lines
 from tilth.curate.sets.ratios import ratio
-from tilth.curate.sets.words import LETTER, SPLITTERS, Splitter, Words
+from tilth.curate.sets.words import LETTER, SPLITTERS, Splitter, Words, compiled
 from tilth.recipe import one_of
 
 STOP_WORDS = ["the", "be", "to", "of", "and", "that", "have", "with"]
@@ -52,17 +52,17 @@ class GopherQualityMeasures(Attribute):
         found = records.select(pl.sum_horizontal(
             [TEXT.str.contains(as_word(word)).cast(pl.Int64) for word in sorted(set(self.stop_words))])
             if self.stop_words else pl.lit(0)).to_series()
-        return [counts, ratio(words.sums(words.lengths()), counts), ratio(np.maximum(hashes, dots), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
+        return [counts, ratio(words.totals(words.lengths()), counts), ratio(np.maximum(hashes, dots), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.totals(letters), counts),
                 _spread(found, len(counts))]
 
     def _dolma(self, records: pl.DataFrame, words: Words) -> list[np.ndarray]:
         counts, (letters, symbols) = words.counts(), words.matching(LETTER, "#…")
         lines, bullets, ellipses = _counts(records, TEXT.str.count_matches("\n", literal=True) + 1,
                                            TEXT.str.count_matches(r"(?m)^[*\-]"), TEXT.str.count_matches(r"(?m)…$"))
-        required = words.sums(words.holding(self.stop_words) > 0)
-        return [counts, medians(words), ratio(words.sums(symbols), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
+        required = words.totals(words.holding(self.stop_words) > 0)
+        return [counts, medians(words), ratio(words.totals(symbols), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.totals(letters), counts),
                 required]
 
     def _datatrove(self, records: pl.DataFrame, words: Words) -> list[np.ndarray]:
@@ -72,9 +72,9 @@ class GopherQualityMeasures(Attribute):
             records, TEXT.str.count_matches(rf"(?:\A|[{PYTHON_BREAK}]){space}[•\-]"),
             TEXT.str.count_matches(rf"(?:\.\.\.|…){space}{end}"), *_symbols())
         lines = records.select(python_lines()).to_series().to_numpy()
-        plain = words.sums(real)
-        return [plain, ratio(words.sums(words.lengths() * real), plain), ratio(np.maximum(hashes, dots), counts),
-                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.sums(letters), counts),
+        plain = words.totals(real)
+        return [plain, ratio(words.totals(words.lengths() * real), plain), ratio(np.maximum(hashes, dots), counts),
+                ratio(bullets, lines), ratio(ellipses, lines), ratio(words.totals(letters), counts),
                 distinct(words, self.stop_words)]
 
 
@@ -122,11 +122,13 @@ class GopherQuality(MeasuredSet):
 
 def medians(words: Words) -> np.ndarray:
     """Median word length of each document (the mean of the middle two for an even count), 0 without words."""
-    counts = words.counts()
+    counts, loops = words.counts(), compiled()
     if not len(words.values):
         return np.zeros(len(counts))
+    if words.codes is not None and loops is not None:
+        return loops.middles(words.codes, words.starts, words.lengths()) / 2
     # Sorted within documents: the document in the high bits, the length in the low ones.
-    ordered = np.sort(words.document() << 32 | words.lengths()) & 0xFFFFFFFF
+    ordered = np.sort(words.document() << 32 | words.each(words.lengths())) & 0xFFFFFFFF
     last = len(ordered) - 1
     low = np.minimum(words.starts[:-1] + np.maximum(counts - 1, 0) // 2, last)
     high = np.minimum(words.starts[:-1] + counts // 2, last)
@@ -135,11 +137,11 @@ def medians(words: Words) -> np.ndarray:
 
 def distinct(words: Words, wanted: list[str]) -> np.ndarray:
     """How many of the wanted words occur in each document, exactly as written (int64)."""
-    which = words.holding(sorted(set(wanted)))
-    hit = np.flatnonzero(which)
-    seen = np.zeros((len(words.starts) - 1, len(wanted) + 1), bool)
-    seen[words.document()[hit], which[hit]] = True
-    return seen.sum(1)
+    known = sorted(set(wanted))
+    which, found = words.holding(known), np.zeros(len(words.starts) - 1, np.int64)
+    for number in range(1, len(known) + 1):
+        found += words.totals(which == number) > 0
+    return found
 
 
 def _counts(records: pl.DataFrame, *expressions: pl.Expr) -> list[np.ndarray]:

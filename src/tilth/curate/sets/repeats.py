@@ -38,7 +38,7 @@ class Repeats:
 
 def repeats(words: Words, sizes: range) -> Iterator[list[Repeats]]:
     """For each chunk of documents its repeats for every size, in ascending order of size."""
-    hashes = words.values.hash(seed=SEED).to_numpy()
+    hashes = words.each(words.values.hash(seed=SEED).to_numpy())
     document, last = words.document(), len(words.starts) - 1
     start = 0
     while start < last:

@@ -69,10 +69,10 @@ class Ngrams:
     def __init__(self, words: Words, profile: str, records: pl.DataFrame):
         self.words, self.profile, self.documents = words, profile, records.height
         lengths = words.lengths()
-        self.ends = np.concatenate([[0], np.cumsum(lengths)])
+        self.ends = np.concatenate([[0], np.cumsum(words.each(lengths))])
         self.cumulated = np.concatenate([[0], np.cumsum(self.ends)])  # sums of ends before each place
         self.document = words.document()
-        self.characters = words.sums(lengths)
+        self.characters = words.totals(lengths)
         self.text_characters = records["text"].str.len_chars().to_numpy().astype(np.int64)
 
     def shares(self) -> list[np.ndarray]:

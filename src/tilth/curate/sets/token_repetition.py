@@ -34,10 +34,10 @@ class TokenRepetitionMeasures(Attribute):
     def measure(self, records: pl.DataFrame) -> pl.DataFrame:
         words = self.splitter.words_of(records["text"])
         times, longest = np.zeros(records.height, np.int64), np.zeros(records.height, np.int64)
-        lengths = words.lengths()
+        lengths = words.each(words.lengths())
         ends = np.concatenate([[0], np.cumsum(lengths)])
         covered = np.zeros(len(lengths) + 1, np.int64)
-        hashes, document = words.values.hash(seed=0).to_numpy(), words.document()
+        hashes, document = words.each(words.values.hash(seed=0).to_numpy()), words.document()
         for period in range(1, self.longest_period + 1):
             starts, stops = stretches(hashes, document, period, self.minimum_times)
             np.maximum.at(times, document[starts], (stops - starts) // period)

@@ -9,9 +9,11 @@ Where a word ends is the most consequential choice of all word rules, so it is a
 - `package.module:Class`: an outside class that derives from `Splitter`.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import polars as pl
@@ -20,38 +22,55 @@ import pyarrow as pa
 from tilth.recipe import BadInput, Config
 
 PYTHON_SPACE = r"\s\x1c-\x1f"  # what str.isspace and str.split take for white space, as the inside of a class
+RUNS = {r"\S+": r"\s", f"[^{PYTHON_SPACE}]+": PYTHON_SPACE}  # patterns that are runs, and what lies between these
 LETTER = r"\p{L}"  # what str.isalpha takes for a letter
 
 
 @dataclass(frozen=True)
 class Words:
-    """`values`: all words of all documents (String); document d has those from `starts[d]` up to `starts[d + 1]`."""
+    """The words of all documents; document d has those from `starts[d]` up to `starts[d + 1]`.
+
+    `values` (String) are these words, one by one; or, with `codes` (int32, one a word), what the words are: word i is
+    `values[codes[i]]`. What is asked of words is then answered once for each value, and given to the words by `each`.
+    """
 
     values: pl.Series
     starts: np.ndarray
+    codes: np.ndarray | None = None
 
     def counts(self) -> np.ndarray:
         """Words of each document (int64)."""
         return np.diff(self.starts)
 
+    def each(self, of_values: np.ndarray) -> np.ndarray:
+        """What is known of each value, for each word."""
+        return of_values if self.codes is None else of_values[self.codes]
+
     def lengths(self) -> np.ndarray:
-        """Characters of each word (int64)."""
+        """Characters of each value (int64)."""
         return self.values.str.len_chars().to_numpy().astype(np.int64)
 
     def document(self) -> np.ndarray:
         """The document of each word (int64)."""
         return np.repeat(np.arange(len(self.starts) - 1), self.counts())
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
+    def sums(self, of_words: np.ndarray) -> np.ndarray:
         """Sum of one number a word (integers or truth values) for each document (int64)."""
-        total = np.zeros(len(values) + 1, np.int64)
-        np.cumsum(values, out=total[1:], dtype=np.int64)
+        total = np.zeros(len(of_words) + 1, np.int64)
+        np.cumsum(of_words, out=total[1:], dtype=np.int64)
         return total[self.starts[1:]] - total[self.starts[:-1]]
 
-    def matching(self, *classes: str) -> list[np.ndarray]:
-        """For each class of characters (the inside of a regex class) the words that hold one of them (bool).
+    def totals(self, of_values: np.ndarray) -> np.ndarray:
+        """As `sums`, of one number a value."""
+        loops = compiled()
+        if self.codes is None or loops is None:
+            return self.sums(self.each(of_values))
+        return loops.sums(self.codes, self.starts, of_values)
 
-        By a table over bytes; only words with characters beyond ASCII that the table leaves open see the regex.
+    def matching(self, *classes: str) -> list[np.ndarray]:
+        """For each class of characters (the inside of a regex class) the values that hold one of them (bool).
+
+        By a table over bytes; only values with characters beyond ASCII that the table leaves open see the regex.
         """
         if not len(self.values):
             return [np.zeros(0, bool) for _ in classes]
@@ -68,7 +87,7 @@ class Words:
         return masks
 
     def holding(self, wanted: Sequence[str]) -> np.ndarray:
-        """Which words are one of `wanted`, exactly as written: 0 for none, else its place in `wanted` from 1 (uint16).
+        """Which values are one of `wanted`, exactly as written: 0 for none, else its place in `wanted` from 1 (uint16).
         """
         hashes = self.values.hash(seed=0).to_numpy()
         out = np.zeros(len(hashes), np.uint16)
@@ -82,6 +101,41 @@ class Words:
         counts = lists.list.len().to_numpy().astype(np.int64)
         starts = np.concatenate([[0], np.cumsum(counts)])
         return cls(lists.filter(pl.Series(counts > 0)).explode(), starts)
+
+
+@cache
+def compiled() -> ModuleType | None:
+    """The compiled loops; None without Numba, or where it finds no folder for what it compiles."""
+    try:
+        return importlib.import_module("tilth.curate.sets.compiled")
+    except (ImportError, RuntimeError):
+        return None
+
+
+def runs(texts: pl.Series, space: str) -> Words | None:
+    """The runs of characters outside the class `space`, which holds none beyond U+3000; None without Numba."""
+    loops = compiled()
+    if loops is None:
+        return None
+    array = pa.array(texts.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array) + 1]
+    content = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+    firsts, ends, hashes, starts = loops.runs(content, offsets, *_space_tables(space))
+    codes, place = loops.numbered(hashes)  # equal where all 64 bits of the hash agree
+    values, cuts = loops.pieces(content, firsts[place], ends[place])
+    array = pa.Array.from_buffers(pa.large_string(), len(place), [None, pa.py_buffer(cuts), pa.py_buffer(values)])
+    return Words(pl.Series(pl.from_arrow(array)), starts, codes)
+
+
+@cache
+def _space_tables(space: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which code points up to U+3000 are in the class; and of the 256 bytes, 1 for those in it, 2 for those that begin
+    a longer character in it."""
+    points = pl.Series([chr(code) for code in range(0x3001)]).str.contains(f"[{space}]").to_numpy()
+    kinds = np.zeros(256, np.uint8)
+    kinds[:128] = points[:128]
+    kinds[[chr(code).encode()[0] for code in np.flatnonzero(points[128:]) + 128]] = 2
+    return points, kinds
 
 
 @cache
@@ -105,7 +159,9 @@ class Splitter(Config):
         return r"\S+"
 
     def split(self, texts: pl.Series) -> Words:
-        return Words.of_lists(texts.str.extract_all(self.pattern()))
+        space = RUNS.get(self.pattern())
+        found = runs(texts, space) if space else None
+        return found or Words.of_lists(texts.str.extract_all(self.pattern()))
 
     def words_of(self, texts: pl.Series) -> Words:
         """The words, remembered for the last texts: several attributes of a recipe measure the same words."""
@@ -158,6 +214,15 @@ class Tokens(Splitter):
 
     def pattern(self) -> str:
         return _TOKENS
+
+    def split(self, texts: pl.Series) -> Words:
+        """No word reaches over white space, so each run between it is split once, however often it occurs."""
+        between, loops = runs(texts, r"\s"), compiled()
+        if between is None or loops is None:
+            return super().split(texts)
+        parts = super().split(between.values)
+        codes, starts = loops.expanded(between.codes, between.starts, parts.starts)
+        return Words(parts.values, starts, codes)
 
 
 class Pieces(Splitter):
