@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -103,6 +104,18 @@ def test_concepts_are_balanced_by_the_policy(data, tmp_path):
     selector = summary["served"]["policy"]["selector"]
     assert selector["selected"] < 40 and selector["effective_concepts_after"] > 3 > selector["effective_concepts"]
     assert {row["concept"]: row["count"] for row in summary["results"]["zero_shot"]["concepts"]} == COUNTS
+
+
+def test_a_changed_image_runs_the_stage_again(data, tmp_path, capsys):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    run_recipe(recipe(copy, steps=1), tmp_path / "run")
+    run_recipe(recipe(copy, steps=1), tmp_path / "run")
+    assert "pairs: finished before" in capsys.readouterr().err
+    (copy / "blue3.png").write_bytes((copy / "red3.png").read_bytes())
+    run_recipe(recipe(copy, steps=1), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "(images) changed" in said and "train: run again" in said
 
 
 def read(**fields):

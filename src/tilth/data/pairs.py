@@ -4,6 +4,7 @@ A unit is one pair: `pixels` (H, W, C) uint8 and the `tokens` of its caption. Ne
 'tilth[images]'`).
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field as Given
 
+from tilth.data import locations
 from tilth.data.pool import Field, PoolWriter, token_field
 from tilth.data.records import Quarantine
 from tilth.data.tokenizer import Tokenizer
@@ -69,6 +71,21 @@ class PairsInput(Config):
             raise BadInput(f"{self.path} holds no image-text pairs: give a Parquet file, or a folder with one of "
                            f"{', '.join(INDEXES)} beside its images.")
         return found[0]
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """`{path, size, sha256}` of the index, and of all images that it names as one: a digest of their digests."""
+        index = self.index()
+        found = [locations.fingerprint(str(index))]
+        if index.suffix == ".parquet":
+            return found
+        digest, size = hashlib.sha256(), 0
+        for row in json_rows(index):
+            path = index.parent / str(row.get(self.image))
+            if path.is_file():
+                one = locations.fingerprint(str(path))
+                digest.update(json.dumps([str(row[self.image]), one["sha256"]]).encode())
+                size += one["size"]
+        return [*found, {"path": f"{index.parent} (images)", "size": size, "sha256": digest.hexdigest()}]
 
     def read(self, quarantine: Quarantine) -> Iterator[Pair]:
         """Pairs in their order; an image that cannot be decoded, or a row without a caption, goes to the quarantine."""

@@ -36,8 +36,9 @@ class PairsStage(Stage):
     most_tokens: int = Field(32, ge=2)
 
     def files(self) -> list[dict[str, Any]]:
-        return [locations.fingerprint(str(path)) for path in [
-            *[one.index() for one in (self.input, self.test) if one is not None], *self.tokenizer.files()]]
+        read = [one for one in (self.input, self.test) if one is not None]
+        return [*[found for one in read for found in one.fingerprint()],
+                *[locations.fingerprint(str(path)) for path in self.tokenizer.files()]]
 
     def run(self, context: Context) -> dict[str, Any]:
         if self.test is not None and self.test.shape != self.input.shape:
