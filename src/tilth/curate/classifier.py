@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from tilth import __version__
 from tilth.curate.linear import Bags
-from tilth.curate.ngrams import STEP, Block, Unit, blocks
+from tilth.curate.loops import loops
+from tilth.curate.ngrams import STEP, Block, Unit, blocks, code_points, utf8
 from tilth.recipe import BadInput, Config
 from tilth.recipe.files import read_json, write_json, writing_folder
 
@@ -70,6 +71,11 @@ class Features(Config):
 
     def scores(self, texts: pl.Series, weights: np.ndarray, bias: float) -> np.ndarray:
         """bias + mean weight of each text's n-grams, float64 (texts,); `bias` for a text without any."""
+        compiled = loops("scores")
+        if compiled is not None:
+            sums, counts = compiled.sums(*utf8(texts), code_points(), self.unit == "character", self.smallest,
+                                         self.order, self.bits, weights)
+            return bias + sums / np.maximum(counts, 1)
         sums, counts = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
         for block in blocks(texts, self.unit):
             units = block.counts()

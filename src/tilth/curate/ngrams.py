@@ -73,11 +73,22 @@ def blocks(texts: pl.Series, unit: Unit = "word", block: int = BLOCK) -> Iterato
             yield _block(documents[first:last], starts_of, signs, single, unit)
 
 
+def utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """UTF-8 of all texts (uint8), and the offsets at which they begin and the last ends (int64)."""
+    array = pa.array(texts.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array) + 1]
+    return np.frombuffer(array.buffers()[2] or b"", np.uint8), offsets
+
+
 def _joined(texts: pl.Series) -> tuple[memoryview, np.ndarray]:
     """UTF-8 of all texts, each followed by NUL, and the offsets at which they begin and the last ends."""
-    array = pa.array((texts + "\0").to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
-    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array) + 1]
-    return memoryview(array.buffers()[2]), offsets
+    content, offsets = utf8(texts + "\0")
+    return memoryview(content), offsets
+
+
+def code_points() -> np.ndarray:
+    """What each code point is to words (uint32): 0, or the lower case, with `SINGLE` where it is a word by itself."""
+    return _tables()[1]
 
 
 def _ascii(content: bytes) -> tuple[np.ndarray, None]:

@@ -14,10 +14,11 @@ import polars as pl
 from pydantic import Field
 
 from tilth.curate.attributes import TEXT, Attribute
+from tilth.curate.loops import loops
 from tilth.curate.sets.frame import SHORT, MeasuredSet, Profile
 from tilth.curate.sets.lines import DATATROVE_PUNCTUATION, PYTHON_BREAK, PYTHON_INLINE_SPACE, python_lines
 from tilth.curate.sets.ratios import ratio
-from tilth.curate.sets.words import LETTER, SPLITTERS, Splitter, Words, compiled
+from tilth.curate.sets.words import LETTER, SPLITTERS, Splitter, Words
 from tilth.recipe import one_of
 
 STOP_WORDS = ["the", "be", "to", "of", "and", "that", "have", "with"]
@@ -122,11 +123,11 @@ class GopherQuality(MeasuredSet):
 
 def medians(words: Words) -> np.ndarray:
     """Median word length of each document (the mean of the middle two for an even count), 0 without words."""
-    counts, loops = words.counts(), compiled()
+    counts, compiled = words.counts(), loops("words")
     if not len(words.values):
         return np.zeros(len(counts))
-    if words.codes is not None and loops is not None:
-        return loops.middles(words.codes, words.starts, words.lengths()) / 2
+    if words.codes is not None and compiled is not None:
+        return compiled.middles(words.codes, words.starts, words.lengths()) / 2
     # Sorted within documents: the document in the high bits, the length in the low ones.
     ordered = np.sort(words.document() << 32 | words.each(words.lengths())) & 0xFFFFFFFF
     last = len(ordered) - 1

@@ -9,16 +9,16 @@ Where a word ends is the most consequential choice of all word rules, so it is a
 - `package.module:Class`: an outside class that derives from `Splitter`.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from tilth.curate.loops import loops
+from tilth.curate.ngrams import utf8
 from tilth.recipe import BadInput, Config
 
 PYTHON_SPACE = r"\s\x1c-\x1f"  # what str.isspace and str.split take for white space, as the inside of a class
@@ -62,10 +62,10 @@ class Words:
 
     def totals(self, of_values: np.ndarray) -> np.ndarray:
         """As `sums`, of one number a value."""
-        loops = compiled()
-        if self.codes is None or loops is None:
+        compiled = loops("words")
+        if self.codes is None or compiled is None:
             return self.sums(self.each(of_values))
-        return loops.sums(self.codes, self.starts, of_values)
+        return compiled.sums(self.codes, self.starts, of_values)
 
     def matching(self, *classes: str) -> list[np.ndarray]:
         """For each class of characters (the inside of a regex class) the values that hold one of them (bool).
@@ -103,26 +103,15 @@ class Words:
         return cls(lists.filter(pl.Series(counts > 0)).explode(), starts)
 
 
-@cache
-def compiled() -> ModuleType | None:
-    """The compiled loops; None without Numba, or where it finds no folder for what it compiles."""
-    try:
-        return importlib.import_module("tilth.curate.sets.compiled")
-    except (ImportError, RuntimeError):
-        return None
-
-
 def runs(texts: pl.Series, space: str) -> Words | None:
     """The runs of characters outside the class `space`, which holds none beyond U+3000; None without Numba."""
-    loops = compiled()
-    if loops is None:
+    compiled = loops("words")
+    if compiled is None:
         return None
-    array = pa.array(texts.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
-    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array) + 1]
-    content = np.frombuffer(array.buffers()[2] or b"", np.uint8)
-    firsts, ends, hashes, starts = loops.runs(content, offsets, *_space_tables(space))
-    codes, place = loops.numbered(hashes)  # equal where all 64 bits of the hash agree
-    values, cuts = loops.pieces(content, firsts[place], ends[place])
+    content, offsets = utf8(texts)
+    firsts, ends, hashes, starts = compiled.runs(content, offsets, *_space_tables(space))
+    codes, place = compiled.numbered(hashes)  # equal where all 64 bits of the hash agree
+    values, cuts = compiled.pieces(content, firsts[place], ends[place])
     array = pa.Array.from_buffers(pa.large_string(), len(place), [None, pa.py_buffer(cuts), pa.py_buffer(values)])
     return Words(pl.Series(pl.from_arrow(array)), starts, codes)
 
@@ -217,11 +206,11 @@ class Tokens(Splitter):
 
     def split(self, texts: pl.Series) -> Words:
         """No word reaches over white space, so each run between it is split once, however often it occurs."""
-        between, loops = runs(texts, r"\s"), compiled()
-        if between is None or loops is None:
+        between, compiled = runs(texts, r"\s"), loops("words")
+        if between is None or compiled is None:
             return super().split(texts)
         parts = super().split(between.values)
-        codes, starts = loops.expanded(between.codes, between.starts, parts.starts)
+        codes, starts = compiled.expanded(between.codes, between.starts, parts.starts)
         return Words(parts.values, starts, codes)
 
 

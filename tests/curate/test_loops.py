@@ -1,5 +1,7 @@
 """The compiled loops against the expressions that do the same without Numba."""
 
+from unittest import mock
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.curate.sets.peers import cases, records
+from tilth.curate import classifier
+from tilth.curate.classifier import Features
 from tilth.curate.sets import gopher, words
 from tilth.curate.sets.gopher import GopherQuality
 from tilth.curate.sets.repetition import GopherRepetition
@@ -61,8 +65,20 @@ def test_all_measures_are_the_same_without_numba(profile, monkeypatch):
     frame = records([case["text"] for case in cases()])
     made = [one(profile=profile).attribute() for one in (GopherQuality, GopherRepetition)]
     fast = [one.measure(frame) for one in made]
-    monkeypatch.setattr(words, "compiled", lambda: None)
-    monkeypatch.setattr(gopher, "compiled", lambda: None)
+    monkeypatch.setattr(words, "loops", lambda name: None)
+    monkeypatch.setattr(gopher, "loops", lambda name: None)
     monkeypatch.setattr(words, "_last", None)
     for one, found in zip(made, fast, strict=True):
         assert found.equals(one.measure(frame))
+
+
+@settings(deadline=None, max_examples=60)
+@given(TEXTS, st.sampled_from([("word", 1, 2), ("word", 2, 4), ("character", 1, 1), ("character", 3, 5)]))
+def test_scores_are_the_same_without_numba(texts, kind):
+    unit, smallest, order = kind
+    made = Features(unit=unit, smallest=smallest, order=order, bits=12)
+    weights = np.random.default_rng(0).normal(size=1 << 12).astype(np.float32)
+    series = pl.Series(texts, dtype=pl.String)
+    fast = made.scores(series, weights, 0.5)
+    with mock.patch.object(classifier, "loops", lambda name: None):
+        np.testing.assert_allclose(fast, made.scores(series, weights, 0.5), rtol=0, atol=1e-12)
