@@ -32,7 +32,7 @@ def test_a_planted_slope_is_found_within_data_sets_and_overstated_across_them():
     low, high = found["points_per_decade_within"]["interval"]
     assert low < 8 < high and high - low < 2
     assert found["points_per_decade"]["interval"][0] > 15, "levels of data sets go with their frequencies"
-    assert 0.5 < found["r_within_datasets"]["mean"] and found["bins"]["r"] > 0.7
+    assert found["r_within_datasets"]["mean"] > 0.5 and found["bins"]["r"] > 0.7
 
 
 def test_shuffled_counts_leave_no_slope():
@@ -58,7 +58,7 @@ def test_bins():
     assert found["sizes"] == [2, 1, 1, 1] and found["means"] == [1, 10, 20, 30] and found["r"] == pytest.approx(1)
     assert found["edges"] == pytest.approx([1, 10, 100, 1000])
     empty = binned(np.array([1, 1000]), np.array([0.0, 30]), bins=4)
-    assert empty["sizes"] == [1, 0, 0, 1] and empty["means"][1] is None and np.isnan(empty["r"])
+    assert empty["sizes"] == [1, 0, 0, 1] and empty["means"][1] is None and empty["r"] is None
 
 
 def test_tables_are_joined_by_name():

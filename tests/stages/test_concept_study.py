@@ -4,7 +4,9 @@ import json
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from tilth.cli import app
 from tilth.recipe import BadInput
 from tilth.stages.concepts import pairs_of, study_concepts
 
@@ -76,3 +78,13 @@ def test_what_is_missing_is_named(data):
         run(data, captions=None, counts=str(data / "scores.csv"), performance=None)
     with pytest.raises(BadInput, match="NAME=VALUE"):
         pairs_of(["kind"], "--where")
+
+
+def test_the_command(data):
+    result = CliRunner().invoke(app, [
+        "analyze", "concepts", str(data / "captions.jsonl"), "--names", str(data / "names.txt"),
+        "--text-column", "caption",
+        "--performance", str(data / "scores.csv"), "--count", "text", "-o", str(data / "cli"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["fit"]["fitted"] == 10
+    assert (data / "cli" / "concepts.html").is_file()

@@ -50,7 +50,7 @@ class ConceptFit(Config):
                 "datasets": len(np.unique(dataset)),
                 "fitted": int(keep.sum()), "bins": binned(counts, performance, self.bins, self.skip_first,
                                                           self.skip_last),
-                "r": correlation(log, y), "r_within_datasets": within(log, y, group, self.least),
+                "r": known(correlation(log, y)), "r_within_datasets": within(log, y, group, self.least),
                 "intercept": float(y.mean() - slope(log, y, group) * log.mean()),
                 "points_per_decade": self._with_interval(slope, log, y, group),
                 "points_per_decade_within": self._with_interval(fixed_slope, log, y, group)}
@@ -100,6 +100,11 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(left @ right / scale) if scale > 0 else float("nan")
 
 
+def known(value: float) -> float | None:
+    """A figure for JSON: None where there is none."""
+    return value if np.isfinite(value) else None
+
+
 def slope(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> float:
     """Of the least-squares line through all concepts, whatever their data set."""
     left = x - x.mean()
@@ -121,8 +126,8 @@ def centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 def within(x: np.ndarray, y: np.ndarray, group: np.ndarray, least: int) -> dict[str, Any]:
     """The mean of r over data sets with at least `least` concepts that vary on both sides, and how many there are."""
     found = [correlation(x[group == one], y[group == one]) for one in np.unique(group) if (group == one).sum() >= least]
-    known = [r for r in found if np.isfinite(r)]
-    return {"mean": float(np.mean(known)) if known else None, "datasets": len(known)}
+    some = [r for r in found if np.isfinite(r)]
+    return {"mean": float(np.mean(some)) if some else None, "datasets": len(some)}
 
 
 def binned(counts: np.ndarray, performance: np.ndarray, bins: int = 12, skip_first: int = 1,
@@ -140,7 +145,7 @@ def binned(counts: np.ndarray, performance: np.ndarray, bins: int = 12, skip_fir
     used = used[sizes[used] > 0]
     return {"edges": np.exp(edges).tolist(), "sizes": sizes.tolist(),
             "means": [None if size == 0 else float(mean) for size, mean in zip(sizes, means, strict=True)],
-            "used": used.tolist(), "r": correlation(edges[used], means[used])}
+            "used": used.tolist(), "r": known(correlation(edges[used], means[used]))}
 
 
 def joined(counts: pl.DataFrame, performance: pl.DataFrame, names: dict[str, str] | None = None) -> pl.DataFrame:
