@@ -16,7 +16,7 @@ from tilth.stages.stage import Context, Hardware
 from tilth.train import Every
 
 POLICY = {"mixture": {"kind": "doremi", "reference": {"a": 3.0, "b": 3.5}}, "stretch_units": 24,
-          "selector": {"kind": "mates", "probes": 20, "held_back": 0.2, "anchors": 10, "keep": 0.5,
+          "selector": {"kind": "mates", "share": 0.9, "probes": 20, "held_back": 0.2, "anchors": 10, "keep": 0.5,
                        "scorer": {"kind": "ngrams", "bits": 8}, "reference": {"share": 0.1, "tokens": 100}},
           "weigher": {"kind": "linupper", "warmup": 3}}
 EXACT = ("step", "tokens", "flops", "loss", "gradient_norm", "effective_units", "weight_max", "share/a",

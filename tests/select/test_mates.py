@@ -46,7 +46,7 @@ def share(kinds, units):
     return float(np.mean(kinds.source[units] == 0))
 
 
-@pytest.mark.parametrize("influence", ["step", "first"])
+@pytest.mark.parametrize("influence", ["step", "first", "batched"])
 def test_what_helps_the_reference_is_drawn(kinds, influence):
     policy, probe, spent = trained(kinds, influence=influence)
     first = policy.draw(0)
@@ -59,7 +59,7 @@ def test_what_helps_the_reference_is_drawn(kinds, influence):
     assert stages[1]["anchors_spearman_with_last"] == pytest.approx(1)  # the model has not moved
     everything = np.concatenate([first, *drawn])
     assert len(set(everything.tolist())) == len(everything) and policy.selector.free[everything].all()
-    plan = Plan(0, 8, LENGTH, probe.learner.flops_per_row, 3)
+    plan = Plan(10**6, 8, LENGTH, probe.learner.flops_per_row, 3)
     assert policy.selector.planned_flops(plan) == pytest.approx(spent.flops, rel=0.1)
     assert policy.metrics()["influence_spearman"] == stages[1]["spearman"]
 
@@ -145,5 +145,35 @@ def test_chosen_in_stages_with_a_diversity_term_each_unit_once(kinds, diversity)
     assert len(set(drawn.tolist())) == len(drawn) == 160
     stages = policy.report()["selector"]["stages"]
     assert [stage["stretch"] for stage in stages] == [1, 2, 3] and all("likeness" in stage for stage in stages)
-    plan = Plan(0, 8, LENGTH, probe.learner.flops_per_row, 4)
+    plan = Plan(10**6, 8, LENGTH, probe.learner.flops_per_row, 4)
+    assert policy.selector.planned_flops(plan) == pytest.approx(spent.flops, rel=0.1)
+
+
+def test_choosing_is_held_to_its_share_by_fewer_probes(kinds):
+    """Of the plan's FLOPs, training included; what does not pay for twenty probes is refused before training."""
+    policy, probe, spent = trained(kinds, influence="batched", agreement=0, share=0.15)
+    row = probe.learner.flops_per_row
+    policy.tell_plan(Plan(10**6, 8, LENGTH, row, 3))
+    assert len(policy.selector._units(1)) == 50
+    plan = Plan(55, 8, LENGTH, row, 3)
+    policy.tell_plan(plan)
+    assert 20 <= len(policy.selector._units(1)) < 50
+    for stretch in range(3):
+        policy.draw(stretch)
+    assert 0.1 * plan.training_flops < spent.flops <= 0.15 * (plan.training_flops + spent.flops)
+    flops = policy.report()["selector"]["flops"]
+    assert sum(flops.values()) == pytest.approx(spent.flops) and flops["probing"] > flops["learning"] > 0
+    policy.tell_plan(Plan(10, 8, LENGTH, row, 3))
+    with pytest.raises(BadInput, match=r"does not pay for 20 probes at each of 2 measurements"):
+        policy.bind(probe)
+
+
+def test_first_order_is_checked_against_true_steps_where_asked(kinds):
+    policy, probe, spent = trained(kinds, influence="batched", agreement=25)
+    policy.draw(0)
+    policy.draw(1)
+    policy.draw(2)
+    first, second = policy.report()["selector"]["stages"]
+    assert 0.5 < first["agreement_with_steps"] <= 1 and "agreement_with_steps" not in second
+    plan = Plan(10**6, 8, LENGTH, probe.learner.flops_per_row, 3)
     assert policy.selector.planned_flops(plan) == pytest.approx(spent.flops, rel=0.1)

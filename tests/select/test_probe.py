@@ -14,6 +14,8 @@ from tilth.select.reference import Reference
 from tilth.select.statistics import ranks, spearman
 from tilth.train import LoopSettings
 
+ORDERS = ("step", "first", "batched")
+
 
 def scalar_probe(couples="none", lr=0.01):
     learner = Scalar(couples)
@@ -62,7 +64,7 @@ def test_probing_leaves_no_trace_and_repeats_exactly(pool, optimizer, steps):
     reference = probe.batches(np.arange(60, 80))
     units = np.arange(12)
     before = everything(probe)
-    found = [(probe.losses(units), probe.influences(units, reference), probe.influences(units, reference, "first"))
+    found = [(probe.losses(units), *(probe.influences(units, reference, order) for order in ORDERS))
              for _ in range(2)]
     assert equal(before, everything(probe))
     assert all((a == b).all() for a, b in zip(*found, strict=True))
@@ -105,8 +107,24 @@ def test_the_first_order_agrees_with_small_steps(pool):
     for optimizer in (AdamW(lr=1e-4), AdamW(lr=1e-2)):
         probe, _ = text_probe(pool, optimizer, clip=None)
         train(probe, np.arange(60))
-        agreement = probe.agreement(np.arange(0, 60, 2), probe.batches(np.arange(60, 80)))
-        assert agreement > 0.5
+        for order in ORDERS[1:]:
+            assert probe.agreement(np.arange(0, 60, 2), probe.batches(np.arange(60, 80)), order=order) > 0.5
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(lr=1e-2)])
+def test_whole_batches_give_the_same_first_order(pool, optimizer):
+    """Where nothing is clipped, for two forward passes over the units and one step on the reference."""
+    probe, spent = text_probe(pool, optimizer, clip=None)
+    train(probe, np.arange(60))
+    units, reference = np.arange(60), probe.batches(np.arange(60, 80))
+    first, cost = probe.influences(units, reference, "first"), spent.flops
+    batched = probe.influences(units, reference, "batched")
+    assert np.corrcoef(first, batched)[0, 1] > 0.999
+    assert np.abs(first - batched).max() < 0.02 * np.abs(first).max()
+    assert spent.flops - cost < cost
+    probe.settings.precision = "fp8"
+    with pytest.raises(BadInput, match="FP8 layers round off"):
+        probe.influences(units, reference, "batched")
 
 
 def test_ranks_share_ties():

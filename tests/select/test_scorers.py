@@ -113,8 +113,8 @@ def kinds(tmp_path_factory):
 
 
 def mates(kinds, **scorer):
-    selector = {"kind": "mates", "reference": {"sources": ["counts"], "share": 0.2, "tokens": 200}, "keep": 0.2,
-                "probes": 60, "held_back": 0.2, "temperature": 0.2, "scorer": {**SMALL, **scorer}}
+    selector = {"kind": "mates", "share": 0.9, "reference": {"sources": ["counts"], "share": 0.2, "tokens": 200},
+                "keep": 0.2, "probes": 60, "held_back": 0.2, "temperature": 0.2, "scorer": {**SMALL, **scorer}}
     policy = parse(PolicyConfig, {"selector": selector}).build(kinds, 1, 40)
     probe, spent = text_probe(kinds, learner=text_learner(50), rows=8)
     for _ in range(3):

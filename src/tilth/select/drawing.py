@@ -44,7 +44,7 @@ def selectivity(scores: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
         return {"mean_score": 0.0, "best_score": 0.0, "selectivity": 0.0}
     best = float(np.sort(z)[::-1][:count].mean())
     mean = float(z[chosen].mean())
-    return {"mean_score": mean, "best_score": best, "selectivity": mean / best if best > 1e-12 else 0.0}
+    return {"mean_score": mean, "best_score": best, "selectivity": min(mean / best, 1.0) if best > 1e-12 else 0.0}
 
 
 def top_share(scores: np.ndarray, keep: float) -> np.ndarray:

@@ -89,8 +89,7 @@ class InfluenceShares(Mixture):
     def planned_flops(self, plan: Plan) -> float:
         if plan.stretches <= self.config.start:
             return 0.0
-        tokens = float(self.pool.lengths()[self.units].sum())
-        return measuring_flops(plan, self.reference, len(self.units), tokens, self.config.influence)
+        return measuring_flops(plan, self.reference, self.pool.lengths()[self.units], self.config.influence)
 
     def report(self) -> dict[str, Any]:
         return {"shares": dict(zip(self.pool.sources, self.shares.tolist(), strict=True)), "help": self.help,

@@ -35,6 +35,8 @@ from tilth.select.reference import Reference, held_back, measuring_flops
 from tilth.select.scorers import SCORERS, NGramScorer, Scorer
 from tilth.select.statistics import spearman
 
+FEWEST = 20  # probes of a measurement from which anything can be learned
+
 
 class Mates(SelectorConfig):
     """Model-aware selection by predicted influence. A stretch is `policy.stretch_units` units."""
@@ -43,10 +45,13 @@ class Mates(SelectorConfig):
     reference: Reference = Reference()
     keep: float = Field(0.2, gt=0, le=1, description="drawn share of the window that is scored")
     temperature: float = Field(0.5, ge=0, description="of Gumbel-top-k; 0 takes the best")
-    probes: int = Field(400, ge=20, description="units measured each stretch")
+    probes: int = Field(400, ge=FEWEST, description="units measured each stretch, at most")
     held_back: float = Field(0.02, gt=0, lt=1, description="share of the records kept out of training to be measured")
     anchors: int = Field(50, ge=0, description="probed units that are the same in every stretch")
-    influence: Order = Field("step", description="by a true step, or to first order (cheaper)")
+    influence: Order = Field("step", description="by a true step, or to first order: unit by unit, or in whole batches")
+    agreement: int = Field(0, ge=0, description="units of the first measurement whose first-order values are checked "
+                                                "against true steps")
+    share: float = Field(0.15, gt=0, lt=1, description="of the run's FLOPs that choosing may take, by fewer probes")
     start: int = Field(1, ge=0, description="random stretches before the first measurement")
     frozen: bool = Field(False, description="measure and learn once, then keep the model")
     scorer: one_of(Scorer, SCORERS) = NGramScorer()  # type: ignore[valid-type]
@@ -68,10 +73,12 @@ class Influence(Selector):
         aside = config.reference.held_back(pool, seed)
         measured = held_back(pool, config.held_back, seed, "probing") & ~aside
         self.free = ~(measured | aside)
-        self.measured = np.flatnonzero(measured & (pool.lengths() > 0))
+        lengths = pool.lengths()
+        self.measured = generator(seed, "anchors").permutation(np.flatnonzero(measured & (lengths > 0)))
         if len(self.measured) < 10 or not self.free.any():
             raise BadInput(f"`held_back` {config.held_back} leaves {len(self.measured)} units to measure and "
                            f"{int(self.free.sum())} to train on; change it, or give more data.")
+        self.mean_tokens = float(lengths[self.measured].mean()), float(lengths[self.free].mean())
         self.probe: Any = None
         self.model = config.scorer.build(pool, seed)
         self.learned = -1  # the stretch that the model was learned at
@@ -82,8 +89,13 @@ class Influence(Selector):
         self.probe = probe
         if probe is not None:
             self.model.place(probe.settings.device)
-        if self.plan is not None and self._measurements(self.plan):
-            self.model.check(self._units(0), self._most(self.plan))  # before training, not after its first stretch
+        if self.plan is not None and self._measurements(self.plan):  # told before training, not after a stretch of it
+            if self._cost(self.plan, FEWEST) > self._limit(self.plan):
+                raise BadInput(f"Choosing may take {self.config.share:.3g} of the run's FLOPs (`selector.share`), "
+                               f"which does not pay for {FEWEST} probes at each of {self._measurements(self.plan)} "
+                               f"measurements. Choose larger stretches, a smaller reference, `influence: batched`, or "
+                               f"a larger share.")
+            self.model.check(self._units(0), self._most(self.plan))
 
     def select(self, candidates: np.ndarray, stretch: int, rng: np.random.Generator) -> np.ndarray:
         candidates = candidates[self.free[candidates]]
@@ -110,17 +122,19 @@ class Influence(Selector):
             raise BadInput("The mates selector asks the model being trained, and there is none here.")
         units = self._units(stretch)
         influence = self._measure(units)
+        checked = self._checked(units) if self.learned < 0 else {}
         target, stale = standardised(-influence), None
         if self.learned >= 0:  # how well the model of the stretch before predicts what this one was not fitted on
             stale = spearman(self.model.scores(units), target)
             self._spend("scoring", self.model.score_flops(float(self.pool.lengths()[units].sum())))
-        found, flops = self.model.fit(units, target, stretch, min(self._most(self.plan), self._rest()))
+        figures, flops = self.model.fit(units, target, stretch, min(self._most(self.plan), self._rest()))
         self._spend("learning", flops)
         anchors = influence[:self._anchors()].tolist()
         drift = spearman(np.array(self.stages[-1]["anchors"]), np.array(anchors)) if self.stages and anchors else None
-        self.stages.append({"stretch": stretch, "probed": len(units), **found, "spearman_of_model_before": stale,
-                            "influence_mean": float(influence.mean()), "influence_std": float(influence.std()),
-                            "anchors": anchors, "anchors_spearman_with_last": drift})
+        self.stages.append({"stretch": stretch, "probed": len(units), **figures, **checked,
+                            "spearman_of_model_before": stale, "influence_mean": float(influence.mean()),
+                            "influence_std": float(influence.std()), "anchors": anchors,
+                            "anchors_spearman_with_last": drift})
         self.learned = stretch
 
     def _measure(self, units: np.ndarray) -> np.ndarray:
@@ -131,14 +145,24 @@ class Influence(Selector):
         self.flops["probing"] += self.probe.spent - before
         return influence
 
+    def _checked(self, units: np.ndarray) -> dict[str, float]:
+        """How well first order agrees with true steps in rank, on some of the units."""
+        if not self.config.agreement or self.config.influence == "step":
+            return {}
+        before = self.probe.spent
+        batches = self.probe.batches(np.arange(len(self.reference)), self.reference)
+        found = self.probe.agreement(units[-self.config.agreement:], batches, order=self.config.influence)
+        self.flops["probing"] += self.probe.spent - before
+        return {"agreement_with_steps": found}
+
     def _anchors(self) -> int:
-        return min(self.config.anchors, self.config.probes, len(self.measured))
+        return min(self.config.anchors, self._probes(self.plan))
 
     def _units(self, stretch: int) -> np.ndarray:
         """The anchors, then others at random, int64 (probes,)."""
-        order = generator(self.seed, "anchors").permutation(self.measured)
-        fixed, rest = order[:self._anchors()], order[self._anchors():]
-        return np.concatenate([fixed, generator(self.seed, "oracle", stretch).permutation(rest)])[:self.config.probes]
+        fixed, rest = self.measured[:self._anchors()], self.measured[self._anchors():]
+        others = generator(self.seed, "oracle", stretch).permutation(rest)
+        return np.concatenate([fixed, others])[:self._probes(self.plan)]
 
     def _spend(self, what: str, flops: float) -> None:
         self.flops[what] += flops
@@ -160,16 +184,39 @@ class Influence(Selector):
             return math.inf
         return self.model.share * self.plan.training_flops - self.flops["learning"]
 
+    def _probes(self, plan: Plan | None) -> int:
+        """Units of a measurement: `probes`, or as many as the share of the run's FLOPs pays for."""
+        high = min(self.config.probes, len(self.measured))
+        low = min(FEWEST, high)
+        if plan is None or not self._measurements(plan) or self._cost(plan, high) <= self._limit(plan):
+            return high
+        while low < high:
+            middle = (low + high + 1) // 2
+            paid = self._cost(plan, middle) <= self._limit(plan)
+            low, high = (middle, high) if paid else (low, middle - 1)
+        return low
+
+    def _limit(self, plan: Plan) -> float:
+        """FLOPs that choosing may take: `share` of all, with the training that is `1 - share` of all."""
+        return self.config.share / (1 - self.config.share) * plan.training_flops
+
     def planned_flops(self, plan: Plan) -> float:
+        return self._cost(plan, self._probes(plan))
+
+    def _cost(self, plan: Plan, probes: int) -> float:
+        """FLOPs of choosing over a run with so many units a measurement."""
         chosen, times = max(plan.stretches - self.config.start, 0), self._measurements(plan)
-        lengths, probes = self.pool.lengths(), min(self.config.probes, len(self.measured))
-        tokens = float(lengths[self.measured].mean()) * probes
+        how, (mean, free) = self.config.influence, self.mean_tokens
         units = (self.stretch_units or 0) / self.config.keep
-        window = units * float(lengths[self.free].mean())
-        learning = self.model.fit_flops(self._units(0), self._most(plan)) + self.model.score_flops(tokens)
+        window = units * free
+        sample, most = self.measured[:probes], self._most(plan)
+        learning = self.model.fit_flops(sample, most) + self.model.score_flops(mean * probes)
         scoring = self.model.score_flops(window) + self.config.diversity.flops(units, window)
-        return times * (measuring_flops(plan, self.reference, probes, tokens, self.config.influence) + learning) + (
-            chosen * scoring)
+        checked = min(self.config.agreement, probes) if how != "step" and times else 0
+        checking = sum(measuring_flops(plan, self.reference, self.pool.lengths()[sample[:checked]], order)
+                       for order in ("step", how)) if checked else 0.0
+        measuring = measuring_flops(plan, self.reference, self.pool.lengths()[sample], how)
+        return times * (measuring + learning) + chosen * scoring + checking
 
     def metrics(self) -> dict[str, float]:
         if not self.stages:

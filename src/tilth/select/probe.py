@@ -11,8 +11,13 @@ nats a token. To first order, with s the rate of each parameter (for Adam lr / (
     I(x) ~ - sum s * g_R * g_x
 
 but for what momentum and decay do in the same step, which is equal for all x. It needs no forward pass over the
-reference for each unit. Weights, moments, buffers, gradients, training mode and random numbers are afterwards, bit by
-bit, what they were.
+reference for each unit. The same number is how fast the loss of x falls while the weights follow the reference's
+gradient, so that two forward passes tell it for all units at once, in whole batches:
+
+    I(x) ~ (L(x | M - c s g_R) - L(x | M + c s g_R)) / 2 c          c: where the reference should lose NUDGE nats
+
+(in float32; without the clipping of each unit's own gradient). Weights, moments, buffers, gradients, training mode and
+random numbers are afterwards, bit by bit, what they were.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +38,8 @@ from tilth.train.device import autocast
 from tilth.train.learner import Learner
 from tilth.train.loop import LoopSettings, seeded
 
-Order = Literal["step", "first"]
+Order = Literal["step", "first", "batched"]
+NUDGE = 0.01  # small beside what bends, large beside what float32 rounds off
 
 
 class Probe:
@@ -48,6 +54,7 @@ class Probe:
                  fence: Callable[[], None] = lambda: None):
         self.learner, self.settings, self.pool, self.length, self.spend = learner, settings, pool, length, spend
         self.fence = fence
+        self.precision = settings.precision
         self.spent = 0.0  # FLOPs of its passes so far
         self.update = learner.updates[0]
         self.optimizer = optimizers[self.update]
@@ -99,7 +106,10 @@ class Probe:
 
     def influences(self, units: np.ndarray, reference: Sequence[Batch], order: Order = "step",
                    pool: Any = None) -> np.ndarray:
-        """I of each unit on the reference, float64 (n,): by a true step, or to first order."""
+        """I of each unit on the reference, float64 (n,): by a true step, to first order unit by unit, or to first order
+        in whole batches."""
+        if order == "batched":
+            return self._batched(np.asarray(units), reference, pool)
         return self.effects(self.unit_batches(units, pool), reference, order)
 
     def effects(self, batches: Iterator[Batch] | Sequence[Batch], reference: Sequence[Batch],
@@ -117,10 +127,36 @@ class Probe:
             finally:
                 snapshot.restore()
 
-    def agreement(self, units: np.ndarray, reference: Sequence[Batch], pool: Any = None) -> float:
-        """Spearman's rank correlation of the first-order values with those of true steps."""
-        both = [self.influences(units, reference, order, pool) for order in ("step", "first")]
+    def agreement(self, units: np.ndarray, reference: Sequence[Batch], pool: Any = None,
+                  order: Order = "first") -> float:
+        """Spearman's rank correlation of first-order values with those of true steps."""
+        both = [self.influences(units, reference, one, pool) for one in ("step", order)]
         return spearman(both[0], both[1])
+
+    def _batched(self, units: np.ndarray, reference: Sequence[Batch], pool: Any) -> np.ndarray:
+        if self.settings.precision in ("fp8", "coat"):
+            raise BadInput("Influences in whole batches are small differences of losses, which FP8 layers round off: "
+                           "choose `influence: first`, or train in bf16 or fp32.")
+        with self._untouched():
+            slopes = self._slopes(reference)
+            fall = sum(float((slope * p.grad).sum(dtype=torch.float64)) for p, slope in slopes.items())
+            if not fall > 0:
+                return np.zeros(len(units))
+            scale, losses = NUDGE / fall, []
+            self.fence()
+            kept, self.precision = {p: p.detach().clone() for p in slopes}, "fp32"
+            try:
+                for sign in (-1, 1):
+                    with torch.no_grad():
+                        for p, slope in slopes.items():
+                            p.copy_(kept[p] + sign * scale * slope)
+                    losses.append(self.losses(units, pool))
+            finally:
+                self.precision = self.settings.precision
+                with torch.no_grad():
+                    for p, before in kept.items():
+                        p.copy_(before)
+            return (losses[0] - losses[1]) / (2 * scale)
 
     def _packed(self, units: np.ndarray, pool: Any) -> Iterator[tuple[np.ndarray, Batch]]:
         """Batches of packed rows; for each piece of a batch its place in `units`."""
@@ -137,7 +173,7 @@ class Probe:
         """The loss of a batch; `share` of a training step's FLOPs is counted."""
         device = self.settings.device
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with autocast(self.settings.precision, device):
+        with autocast(self.precision, device):
             loss = self.learner.loss(self.update, batch, seeded("probe", device=device))
         if loss.couples != "none":
             raise BadInput("This objective couples the units of a batch, so a single unit has no loss of its own to "

@@ -91,12 +91,13 @@ class Reference(Config):
         return TokenArrays(spread(arrays, self.tokens), pool.end_of_text)
 
 
-def measuring_flops(plan: Plan, reference: TokenArrays, probes: int, tokens: float, order: str) -> float:
-    """FLOPs of measuring the influence of `probes` units, `tokens` tokens together, on a reference: a step on each and
-    a look at the reference after it, or to first order the reference's gradient and each unit's."""
-    rows = pack(reference.lengths(), plan.length).rows
-    looks = (probes + 1) / 3 if order == "step" else 1
-    return 3 * plan.forward(tokens) + rows * plan.flops_per_row * looks
+def measuring_flops(plan: Plan, reference: TokenArrays, lengths: np.ndarray, order: str) -> float:
+    """FLOPs of measuring the influence of units of so many tokens (n,) on a reference: a step on each and a look at the
+    reference after it; or to first order the reference's gradient, and each unit's or two looks at all in rows."""
+    whole = pack(reference.lengths(), plan.length).rows * plan.flops_per_row
+    if order == "batched":
+        return whole + 2 / 3 * pack(lengths, plan.length).rows * plan.flops_per_row
+    return 3 * plan.forward(float(lengths.sum())) + whole * ((len(lengths) + 1) / 3 if order == "step" else 1)
 
 
 def held_back(pool: Pool, share: float, seed: int, purpose: str) -> np.ndarray:

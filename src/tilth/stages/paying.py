@@ -19,9 +19,9 @@ class Paying:
     """
 
     def __init__(self, policy: Policy, flops: float, rows: int, length: int, flops_per_row: float,
-                 most: int | None = None):
+                 most: int | None = None, stretches: int | None = None):
         self.policy, self.flops, self.rows, self.length, self.flops_per_row = policy, flops, rows, length, flops_per_row
-        self.most = most  # steps, by what else limits the run
+        self.most, self.stretches = most, stretches  # steps, by what else limits the run; stretches first planned
 
     def plan(self, flops: float) -> tuple[int, int]:
         """Steps and stretches that so many FLOPs pay for, before the first draw."""
@@ -41,7 +41,8 @@ class Paying:
                                             stream.stretch_rows / self.rows, in_hand)
         steps = done + max(steps, 1)
         loop.settings.steps = loop.settings.first_step + (min(steps, self.most) if self.most else steps)
-        self.policy.plan_until(stretch + stretches, stretch)
+        last = stretch + stretches
+        self.policy.plan_until(last if self.stretches is None else min(last, self.stretches - 1), stretch)
 
     def _affordable(self, flops: float, done: int, drawn: int, a_stretch: float, in_hand: float) -> tuple[int, int]:
         def choosing(steps: int, stretches: int) -> float:

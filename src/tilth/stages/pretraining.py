@@ -162,7 +162,7 @@ class Pretraining:
         self.policy.tell_plan(self.policy.plan(decided["steps"], decided["rows"], stage.length, row_flops, stretches))
         if stage.budget.flops and stretches is not None and branch is None:
             Paying(self.policy, stage.budget.flops, decided["rows"], stage.length, row_flops,
-                   decided["most_steps"]).bind(loop, self.stream)
+                   decided["most_steps"], stretches).bind(loop, self.stream)
         self.stream.bind(Probe(self.learner, optimizers, settings, self.pool, stage.length, loop.spend, loop.fence))
         return loop
 
