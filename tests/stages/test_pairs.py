@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from tilth.analyze.pair_retrieval import first_right
 from tilth.data.pairs import PairsInput
 from tilth.data.pool import Pool
 from tilth.data.records import Quarantine
@@ -40,7 +42,8 @@ def data(tmp_path_factory):
             (folder / f"{name}{at}.png").write_bytes(png(COLOURS[name], rng))
             lines.append({"image": f"{name}{at}.png", "caption": f"a {name} square", "id": f"{name}{at}"})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pl.DataFrame([{"image": {"bytes": png(COLOURS[name], rng), "path": "x"}, "caption": name, "concept": name}
+    pl.DataFrame([{"image": {"bytes": png(COLOURS[name], rng), "path": "x"}, "caption": f"a {name} square",
+                   "concept": name}
                   for name in COLOURS for _ in range(5)]).write_parquet(folder / "test.parquet")
     (folder / "names.txt").write_text("\n".join(COLOURS))
     return folder
@@ -66,7 +69,11 @@ def test_from_a_folder_to_accuracy_by_concept(data, tmp_path):
     assert found["fit"]["concepts"] == 4 and len(found["fit"]["points_per_decade"]["interval"]) == 2
     lines = [json.loads(line) for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
     assert {"matched", "scale", "loss"} <= lines[0].keys() and summary["micro_rows"] == 32
+    retrieval = summary["results"]["retrieval"]
+    assert retrieval["text_to_image"]["recall@1"] >= 50 and retrieval["image_to_text"]["recall@10"] > 80
+    assert {row["concept"]: row["queries"] for row in retrieval["by_concept"]} == dict.fromkeys(COUNTS, 5)
     page = (tmp_path / "report.html").read_text()
+    assert "text_to_image recall@1" in page
     assert "Accuracy by count" in page and "the 2 rarest (at most 8 captions)" in page and "r of bin means" in page
     pool = Pool.open(tmp_path / "pairs")
     assert pool.get("pixels", 0).shape == (8, 8, 3) and pool.get("tokens", 0)[-1] == pool.end_of_text
@@ -152,3 +159,9 @@ def test_images_are_brought_to_size_and_colour(data):
 def test_a_measure_without_a_test_is_refused(data, tmp_path):
     with pytest.raises(BadInput, match="a test of their own"):
         run_recipe(recipe(data, "pairs.test=null", steps=1), tmp_path)
+
+
+def test_a_pair_with_the_same_caption_is_as_right_as_the_own():
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5], [0.3, 0.2, 0.1]])
+    assert first_right(scores, np.array([0, 0, 1])).tolist() == [0, 0, 2]
+    assert first_right(scores, np.arange(3)).tolist() == [2, 2, 2]

@@ -34,11 +34,7 @@ class ZeroShot(Measure):
     fit: ConceptFit = ConceptFit()
 
     def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
-        pool = getattr(stream, "pool", None)
-        if pool is None or not (pool.folder / "test").is_dir():
-            raise BadInput("The measure zero_shot needs pairs with a test of their own: set `test` of the stage of "
-                           "kind pairs.")
-        test = Pool.open(pool.folder / "test")
+        pool, test = test_of(stream, "zero_shot")
         labels = test.column("concept").astype(str)
         names = sorted({*labels} - {""})
         if len(names) < 2:
@@ -81,3 +77,12 @@ class ZeroShot(Measure):
     def _counts(self, pool: Pool, names: list[str]) -> np.ndarray:
         _, which = Concepts(names, self.lemmas).find(pool.column("caption").astype(str).tolist())
         return np.bincount(which, minlength=len(names))
+
+
+def test_of(stream: UnitStream, measure: str) -> tuple[Pool, Pool]:
+    """The pool that a stream of pairs draws from, and that of its test."""
+    pool = getattr(stream, "pool", None)
+    if pool is None or not (pool.folder / "test").is_dir():
+        raise BadInput(f"The measure {measure} needs pairs with a test of their own: set `test` of the stage of kind "
+                       f"pairs.")
+    return pool, Pool.open(pool.folder / "test")

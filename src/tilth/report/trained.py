@@ -38,7 +38,10 @@ def _measured(name: str, found: dict[str, Any]) -> tuple[list[Markup], list[Tabl
         return _families(name, {key: mapping(one) for key, one in mapping(found["families"]).items()})
     if "concepts" in found:
         return _concepts(name, found)
-    return [], [(name, ("figure", "value"), [[key, str(value)] for key, value in found.items()])]
+    groups = {key: group if isinstance(group, dict) else {"": group} for key, group in found.items()}
+    flat = [[f"{key} {inner}".strip(), _number(value)] for key, group in groups.items()
+            for inner, value in group.items() if finite(value) is not None]
+    return [], [(name, ("figure", "value"), flat)]
 
 
 def _families(name: str, families: dict[str, dict[str, Any]]) -> tuple[list[Markup], list[Table]]:

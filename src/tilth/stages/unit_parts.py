@@ -9,4 +9,5 @@ STREAMS: dict[str, "type[StreamConfig] | str"] = {"functions": FunctionsConfig,
                                                   "pairs": "tilth.stages.pairs:PairsStream"}
 StreamChoice = one_of(StreamConfig, STREAMS)
 MEASURES: dict[str, "type[Measure] | str"] = {"in_context": "tilth.evaluate.in_context:InContext",
-                                              "zero_shot": "tilth.analyze.zero_shot:ZeroShot"}
+                                              "zero_shot": "tilth.analyze.zero_shot:ZeroShot",
+                                              "pair_retrieval": "tilth.analyze.pair_retrieval:PairRetrieval"}
