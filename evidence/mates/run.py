@@ -20,7 +20,7 @@ from tilth.trial.trial import Trial
 
 HERE = Path(__file__).parent
 STEPS, LR, BATCH, SEEDS = 600, 8e-3, 1024, 5
-KEEP, STRETCH = 0.2, 1600  # units of a stretch: the first is random, what follows is chosen twice
+KEEP, STRETCH = 0.2, 1100  # units of a stretch: the first is random, three are chosen anew
 BAND = {"low": 0.7, "high": 0.9}
 MIX = {"en_masc": 0.3, "en_movie_reviews": 0.2, "en_novels": 0.15, "en_us_speeches": 0.1, "en_product_reviews": 0.05,
        "en_biomed_articles": 0.05, "en_wikitext2": 0.05, "en_uk_service_manual": 0.05, "en_stackexchange_coffee": 0.05}
@@ -43,8 +43,8 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
     """What each arm adds to the plain recipe: {"policy", "before"}."""
     parts = text.split(folder)
     data, judge = ladder.by_data(folder, GROUPS), ladder.judge(folder)
-    near = {"path": str(parts["target"]), "tokens": 6144}
-    whole = {**near, "tokens": 1_000_000}
+    near = {"path": str(parts["pieces"]), "tokens": 6144}
+    whole = {"path": str(parts["target"]), "tokens": 1_000_000}
 
     def selector(kind: str, before: float = 0.0, stretch: int | None = None, **fields: Any) -> dict[str, Any]:
         policy: dict[str, Any] = {"selector": {"kind": kind, "keep": KEEP, **fields}}
@@ -54,8 +54,9 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
         return selector("preselect", of.flops, losses=str(of.losses), models=order, **fields)
 
     def mates(**fields: Any) -> dict[str, Any]:
-        return selector("mates", stretch=STRETCH, **{"reference": near, "probes": 200, "held_back": 0.1,
-                                                   "influence": "first", "penalties": [30.0]} | fields)
+        return selector("mates", stretch=STRETCH, **{"reference": near, "probes": 150, "held_back": 0.1,
+                                                   "influence": "first",
+                                                   "scorer": {"kind": "ngrams", "penalties": [30.0]}} | fields)
 
     return {
         "random": {},
