@@ -159,6 +159,7 @@ def test_images_are_brought_to_size_and_colour(data):
 def test_a_measure_without_a_test_is_refused(data, tmp_path):
     with pytest.raises(BadInput, match="a test of their own"):
         run_recipe(recipe(data, "pairs.test=null", steps=1), tmp_path)
+    assert not (tmp_path / "train" / "metrics.jsonl").exists(), "before anything is trained"
 
 
 def test_a_pair_with_the_same_caption_is_as_right_as_the_own():

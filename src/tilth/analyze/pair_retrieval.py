@@ -24,9 +24,12 @@ class PairRetrieval(Measure):
     kind: str = "pair_retrieval"
     k: list[int] = Field(default_factory=lambda: [1, 5, 10], min_length=1)
 
+    def check(self, stream: UnitStream) -> None:
+        test_of(stream, self.kind)
+
     @torch.no_grad()
     def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
-        _, test = test_of(stream, "pair_retrieval")
+        _, test = test_of(stream, self.kind)
         images, texts = embedded(model, test, device)
         captions = np.unique(test.column("caption").astype(str), return_inverse=True)[1]
         rank = {name: first_right(queries @ others.T, captions) for name, queries, others in (

@@ -33,8 +33,11 @@ class ZeroShot(Measure):
     lemmas: Lemmas = Lemmas()
     fit: ConceptFit = ConceptFit()
 
+    def check(self, stream: UnitStream) -> None:
+        test_of(stream, self.kind)
+
     def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
-        pool, test = test_of(stream, "zero_shot")
+        pool, test = test_of(stream, self.kind)
         labels = test.column("concept").astype(str)
         names = sorted({*labels} - {""})
         if len(names) < 2:

@@ -30,9 +30,14 @@ class InContext(Measure):
     late: int = Field(5, ge=1)
     seed: int = 0
 
-    def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
+    def check(self, stream: UnitStream) -> None:
         if not isinstance(stream, FunctionStream):
             raise BadInput("The measure in_context needs a stream of functions, as the stage's `stream`.")
+        if self.late > stream.config.points:
+            raise BadInput(f"`late` is {self.late}, but sequences have only {stream.config.points} points.")
+
+    def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
+        assert isinstance(stream, FunctionStream)
         found = {}
         for name, family in (self.families or stream.config.families).items():
             x, y = self.sequences(family, stream)

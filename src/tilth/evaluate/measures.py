@@ -12,6 +12,9 @@ class Measure(Config):
 
     kind: str = ""
 
+    def check(self, stream: UnitStream) -> None:
+        """Raise BadInput, before anything is trained, where the measure cannot be taken of a model of this stream."""
+
     def of(self, model: Any, stream: UnitStream, device: Any) -> dict[str, Any]:
         """stream: what the model was trained on (its vocabulary, its classes); it is not to be moved."""
         raise TypeError(f"{type(self).__name__} does not define of.")

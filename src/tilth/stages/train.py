@@ -58,6 +58,8 @@ class TrainStage(Stage):
         device = pick_device(context.hardware.device)
         precision = resolve_precision(self.precision, device)
         stream = self.stream.build(context.input, context.seed)
+        for measure in self.measures.values():
+            measure.check(stream)
         learner = self.learner(stream, context.seed)
         learner.to(device)
         micro = self._micro_rows(context, learner, stream, precision, device)
