@@ -11,6 +11,7 @@ from typing import Any
 import tilth
 from tilth.recipe.files import write_bytes
 from tilth.report.advice import advice
+from tilth.report.choosing import choosing
 from tilth.report.reading import Run, read_run
 from tilth.report.scores import read_scores
 from tilth.report.sections import cost, curves, data, facts, headline, samples, scores_section, training_data
@@ -46,6 +47,7 @@ def render(run: Run, written: datetime | None = None) -> str:
         "advice": advice(run),
         "tracking": tracking(run),
         "training_data": training_data(sources),
+        "choosing": choosing(run),
         "data": data(run),
         "samples": samples(run),
         "cost": cost(run, train),

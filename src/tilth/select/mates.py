@@ -48,7 +48,7 @@ class Mates(SelectorConfig):
     probes: int = Field(400, ge=FEWEST, description="units measured each stretch, at most")
     held_back: float = Field(0.02, gt=0, lt=1, description="share of the records kept out of training to be measured")
     anchors: int = Field(50, ge=0, description="probed units that are the same in every stretch")
-    influence: Order = Field("step", description="by a true step, or to first order: unit by unit, or in whole batches")
+    influence: Order = Field("batched", description="by true steps, or to first order: one by one, or in whole batches")
     agreement: int = Field(0, ge=0, description="units of the first measurement whose first-order values are checked "
                                                 "against true steps")
     share: float = Field(0.15, gt=0, lt=1, description="of the run's FLOPs that choosing may take, by fewer probes")

@@ -139,7 +139,8 @@ class Probe:
                            "choose `influence: first`, or train in bf16 or fp32.")
         with self._untouched():
             slopes = self._slopes(reference)
-            fall = sum(float((slope * p.grad).sum(dtype=torch.float64)) for p, slope in slopes.items())
+            fall = sum(float((slope * p.grad).sum(dtype=torch.float64)) for p, slope in slopes.items()
+                       if p.grad is not None)
             if not fall > 0:
                 return np.zeros(len(units))
             scale, losses = NUDGE / fall, []
