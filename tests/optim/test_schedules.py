@@ -54,6 +54,15 @@ def test_wsd_floor_scales_the_fall_and_the_share_is_of_what_follows_the_warmup()
     assert values(WSD(warmup=0, decay=4, floor=0.5), 10)[6:] == pytest.approx([0.9, 0.8, 0.7, 0.6])
     assert values(WSD(warmup=2, decay=0.5), 10) == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert values(WSD(warmup=0, decay=1), 4) == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_an_exponential_decay_halves_every_so_many_steps():
+    """The schedule of MATES at a peak of 1e-3: step 1,000 of the warm-up 5e-4; decay step 50 5e-4, step 200 6.25e-5."""
+    found = values(WSD(warmup=2000, decay=200, shape="exponential", floor=1 / 16), 10_000)
+    assert [1e-3 * found[step - 1] for step in (1000, 2000, 9800, 9850, 10_000)] == pytest.approx(
+        [5e-4, 1e-3, 1e-3, 5e-4, 6.25e-5])
+    with pytest.raises(ValueError, match="give a `floor`"):
+        WSD(shape="exponential")
     assert values(WSD(warmup=0, decay=0), 4) == [1, 1, 1, 1]
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tilth.recipe.frame import Config, one_of
 
@@ -81,18 +81,30 @@ class Cosine(Warmed):
 
 
 class WSD(Warmed):
-    """Warm-up, stable, decay (Hu et al. 2024): constant, then over the last `decay` down to `floor`."""
+    """Warm-up, stable, decay (Hu et al. 2024): constant, then over the last `decay` down to `floor`.
+
+    `exponential` halves the rate every so many steps, floor^(d / decay) at the d-th step of the decay: with a decay of
+    200 steps and a floor of 1/16, as Yu et al. 2024 (MATES) decay their checkpoints, every 50.
+    """
 
     kind: str = "wsd"
     decay: float = Field(0.3, ge=0, description="share of what follows the warm-up (up to 1) or number of steps")
-    shape: Literal["linear", "one_minus_sqrt", "cosine"] = "linear"
+    shape: Literal["linear", "one_minus_sqrt", "cosine", "exponential"] = "linear"
     floor: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _falls(self) -> "WSD":
+        if self.shape == "exponential" and not self.floor:
+            raise ValueError("an exponential decay never reaches 0: give a `floor`, such as 0.0625")
+        return self
 
     def after_warmup(self, step: int, steps: int) -> float:
         length = decay_steps(self.decay, steps)
         into = step - (steps - length)
         if into < 0 or length == 0:
             return 1.0
+        if self.shape == "exponential":
+            return self.floor ** ((into + 1) / length)
         # Step `steps - 1` is the last: one past it would reach the floor, so that no step is wasted at rate 0.
         progress = min((into + 1) / (length + 1), 1.0)
         fall = {"linear": progress, "one_minus_sqrt": math.sqrt(progress),
