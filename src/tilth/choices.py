@@ -18,6 +18,7 @@ from tilth.recipe.frame import Config, OneOf, nearest
 from tilth.report import text_table
 from tilth.select.diversity import DIVERSITIES
 from tilth.select.policy import MIXTURES, SELECTORS, WEIGHERS
+from tilth.select.scorers import SCORERS
 from tilth.stages.stage import STAGES
 from tilth.stages.unit_parts import MEASURES, STREAMS
 from tilth.train.averaging import AVERAGES
@@ -25,9 +26,9 @@ from tilth.train.survive.parity import PARITIES
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "stage": STAGES, "input": INPUTS, "attribute": ATTRIBUTES, "rule": RULES, "tokenizer": TOKENIZERS,
-    "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "diversity": DIVERSITIES, "model": MODELS,
-    "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS, "parity": PARITIES,
-    "average": AVERAGES, "compression": METHODS, "stream": STREAMS, "family": FAMILIES,
+    "mixture": MIXTURES, "selector": SELECTORS, "weigher": WEIGHERS, "diversity": DIVERSITIES, "scorer": SCORERS,
+    "model": MODELS, "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES, "task": TASKS,
+    "parity": PARITIES, "average": AVERAGES, "compression": METHODS, "stream": STREAMS, "family": FAMILIES,
     "measure": MEASURES,
 }
 

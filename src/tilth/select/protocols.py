@@ -3,7 +3,7 @@
 A method is a `...Config` (what the recipe sets, with its `kind`) whose `build` returns an object with the methods
 below; deriving from the base class supplies the hooks that it does not need. All three may learn while training:
 `bind` brings the probe that asks the current model, `observe` the losses of what was trained, and whatever they
-remember goes into `state_dict` as JSON.
+remember goes into `state_dict`, as JSON and tensors.
 
 Everything here runs in every process alike and must choose alike: take randomness from the generator given.
 """
@@ -68,7 +68,7 @@ class Part:
         """Trained units, int64 (U,), and the mean loss of each in nats a token, float32 (U,), of a global batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as JSON."""
+        """What it remembers, as JSON and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
