@@ -28,12 +28,12 @@ KEEP, MUON, SMALL = 0.2, 0.016, 512
 
 
 def arms(folder: Path) -> list[Recipe]:
-    """The plain default, then one thing after the other: optimizer and batch, selection, weights."""
+    """The plain default, everything but weights, and everything."""
     reference = {"path": str(text.split(folder)["target"]), "tokens": 1_000_000}
     chosen = {"selector": {"kind": "importance", "keep": KEEP, "reference": reference}}
     weights = {"weigher": {"kind": "linupper", "temperature": 1.0, "warmup": 20}}
-    return [arm("plain", folder, {}, None), arm("selection", folder, chosen, None),
-            arm("combined", folder, chosen, MUON), arm("combined-weights", folder, {**chosen, **weights}, MUON)]
+    return [arm("plain", folder, {}, None), arm("combined", folder, chosen, MUON),
+            arm("combined-weights", folder, {**chosen, **weights}, MUON)]
 
 
 def arm(name: str, folder: Path, policy: dict[str, Any], muon: float | None) -> Recipe:

@@ -21,7 +21,7 @@ from tilth.trial.statistics import paired, verdict
 from tilth.trial.trial import Trial
 
 HERE = Path(__file__).parent
-STEPS, LR, BATCH, SEEDS = 250, 8e-3, 2048, 5
+STEPS, LR, BATCH, SEEDS = 160, 8e-3, 2048, 5
 NOISE = 0.02  # of the pool's bytes; random letters take about twice as many tokens a byte
 CLEAN = {"linupper-1.0": ("linupper", 1.0), "linupper-0.4": ("linupper", 0.4), "quadratic-0.4": ("quadratic", 0.4),
          "extremes-0.4": ("extremes", 0.4)}
