@@ -100,3 +100,25 @@ def test_a_stop_does_not_move_the_end_that_was_planned_anew(run_folder):
     lines = [[line["lr"] for line in read_json_lines(run_folder / name / "metrics.jsonl")]
              for name in ("straight", "stopped")]
     assert lines[0] == lines[1]
+
+
+def test_a_branch_goes_on_choosing_with_what_the_source_has_learned(run_folder):
+    """A decay branch at step 9 of a run within FLOPs is the run that decayed from there, and may measure anew."""
+    schedule = {"kind": "constant", "warmup": 0}
+    plain = pretraining(run_folder, "plain", policy={}, budget={"steps": 60})
+    flops = 60 * plain.stage.rows * plain.learner.flops_per_row
+    source = pretraining(run_folder, "source", schedule=schedule, checkpoint={"keep_every": 9}, budget={"flops": flops})
+    source.loop().run()
+    fields = source.stage.model_dump(mode="json")
+    (run_folder / "source" / "manifest.json").write_text(json.dumps({"fields": fields}))
+    decay = {"kind": "wsd", "warmup": 0, "decay": 1, "shape": "exponential", "floor": 0.0625}
+    branch = pretraining(run_folder, "branch", schedule=decay, branch_from={"stage": "source", "step": 9},
+                         budget={"steps": 8})
+    branch.loop().run()
+    assert branch.policy.last_stretch is None and source.policy.last_stretch is not None
+    lines = {name: read_json_lines(run_folder / name / "metrics.jsonl") for name in ("source", "branch")}
+    assert lines["branch"][0]["loss"] == lines["source"][9]["loss"]  # the same step, but for its rate
+    assert [line["lr"] / lines["source"][0]["lr"] for line in lines["branch"]] == pytest.approx(
+        [0.0625 ** (step / 8) for step in range(1, 9)])
+    stretches = [stage["stretch"] for stage in branch.policy.report()["selector"]["stages"]]
+    assert len(stretches) == len(set(stretches)) > 1

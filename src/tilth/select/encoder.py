@@ -34,7 +34,7 @@ class Fitting(Scorer):
     """How an encoder learns. share: of the run's training FLOPs, that all fits may take together; fewer passes over the
     measured units are made where `epochs` would take more."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(10, ge=1)
     lr: float = Field(1e-3, gt=0, description="falls linearly to 0 over each fit")
     batch: int = Field(16, ge=1, description="units of a step")
     weight_decay: float = Field(0.01, ge=0)

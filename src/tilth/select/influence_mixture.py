@@ -34,7 +34,7 @@ class ByInfluence(MixtureConfig):
     reference: Reference = Reference()
     probes: int = Field(200, ge=2, description="units measured, as many of each source")
     temperature: float = Field(0.5, gt=0)
-    influence: Order = Field("step", description="by a true step, or to first order (cheaper)")
+    influence: Order = Field("batched", description="by true steps, or to first order: one by one, or in whole batches")
     start: int = Field(1, ge=0, description="stretches in natural proportion before the measurement")
 
     def files(self) -> list[Path]:

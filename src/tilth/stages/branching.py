@@ -75,6 +75,8 @@ class Branch:
                 state["stream"] = hand_back(stream, state["stream"], drawn if main else None)
         else:
             state["stream"] = stream.state_dict()
+        # How long the source could pay for choosing says nothing of a branch, which has a budget of its own.
+        state["stream"]["policy"] |= {"last_stretch": None, "planned_at": -1}
         return state
 
     def _same(self, *fields: str) -> bool:
