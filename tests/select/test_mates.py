@@ -56,6 +56,7 @@ def test_what_helps_the_reference_is_drawn(kinds, influence):
     stages = policy.report()["selector"]["stages"]
     assert [stage["stretch"] for stage in stages] == [1, 2] and all(stage["spearman"] > 0.2 for stage in stages)
     assert all(0.5 < stage["selectivity"] <= 1 for stage in stages)
+    assert stages[0]["spearman_of_model_before"] is None and stages[1]["spearman_of_model_before"] > 0.2
     assert stages[1]["anchors_spearman_with_last"] == pytest.approx(1)  # the model has not moved
     everything = np.concatenate([first, *drawn])
     assert len(set(everything.tolist())) == len(everything) and policy.selector.free[everything].all()

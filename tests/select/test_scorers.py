@@ -130,7 +130,6 @@ def test_mates_with_an_encoder_draws_what_helps_within_its_share(kinds):
     drawn = np.concatenate([policy.draw(stretch) for stretch in range(3)][1:])
     assert np.mean(kinds.source[drawn] == 0) > 0.5  # of the pool 0.25
     report = policy.report()["selector"]
-    assert report["stages"][1]["spearman_of_model_before"] > 0.3
     assert 0 < report["flops"]["learning"] <= 0.3 * plan.training_flops
     assert sum(report["flops"].values()) == pytest.approx(spent.flops)
     assert policy.selector.planned_flops(plan) == pytest.approx(spent.flops, rel=0.15)
@@ -191,6 +190,7 @@ def test_an_encoder_from_a_folder_reads_text_anew_and_learns(folder_and_pool):
     config = HuggingFaceEncoder(folder=folder, tokens=40, epochs=6, lr=1e-2, batch=8)
     model = config.build(pool, 1)
     ids = model.reader.ids(np.array([1]))[0]
+    assert {"config.json", "model.safetensors"} <= {path.name for path in config.files()}
     assert ids[0] == 2 and len(ids) > 16  # starts with [CLS], and takes two rows of 16 and more
     target = np.where(np.arange(80) % 2, 1.0, -1.0)
     found, flops = model.fit(np.arange(80), target, 1)

@@ -31,6 +31,9 @@ class HuggingFaceEncoder(Fitting):
     lr: float = Field(5e-5, gt=0, description="falls linearly to 0 over each fit")
     batch: int = Field(32, ge=1, description="units of a step")
 
+    def files(self) -> list[Path]:
+        return [path for path in sorted(self.folder.glob("*")) if path.suffix in (".safetensors", ".json", ".txt")]
+
     def reader(self, pool: Pool, seed: int) -> Reader:
         return FolderReader(pool, self)
 

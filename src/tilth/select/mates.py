@@ -58,7 +58,7 @@ class Mates(SelectorConfig):
     diversity: one_of(Diversity, DIVERSITIES) = ScoreAlone()  # type: ignore[valid-type]
 
     def files(self) -> list[Path]:
-        return self.reference.files()
+        return [*self.reference.files(), *self.scorer.files()]
 
     def build(self, pool: Pool, seed: int) -> Selector:
         return Influence(pool, self, seed)
@@ -123,10 +123,8 @@ class Influence(Selector):
         units = self._units(stretch)
         influence = self._measure(units)
         checked = self._checked(units) if self.learned < 0 else {}
-        target, stale = standardised(-influence), None
-        if self.learned >= 0:  # how well the model of the stretch before predicts what this one was not fitted on
-            stale = spearman(self.model.scores(units), target)
-            self._spend("scoring", self.model.score_flops(float(self.pool.lengths()[units].sum())))
+        target = standardised(-influence)
+        stale = self._stale(units, target) if self.learned >= 0 else None
         figures, flops = self.model.fit(units, target, stretch, min(self._most(self.plan), self._rest()))
         self._spend("learning", flops)
         anchors = influence[:self._anchors()].tolist()
@@ -136,6 +134,14 @@ class Influence(Selector):
                             "influence_std": float(influence.std()), "anchors": anchors,
                             "anchors_spearman_with_last": drift})
         self.learned = stretch
+
+    def _stale(self, units: np.ndarray, target: np.ndarray) -> float | None:
+        """How well the model of the measurement before ranks the units now, those that it was not fitted on."""
+        new = ~np.isin(units, self._units(self.learned))
+        if new.sum() < FEWEST / 2:
+            return None
+        self._spend("scoring", self.model.score_flops(float(self.pool.lengths()[units[new]].sum())))
+        return spearman(self.model.scores(units[new]), target[new])
 
     def _measure(self, units: np.ndarray) -> np.ndarray:
         """The influence of each unit now, float64 (n,)."""

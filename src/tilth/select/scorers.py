@@ -9,6 +9,7 @@ import base64
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,10 @@ class Scorer(Config):
     """What predicts influence; builds an `InfluenceModel`."""
 
     kind: str = ""
+
+    def files(self) -> list[Path]:
+        """Local files that it reads."""
+        return []
 
     def build(self, pool: Pool, seed: int) -> "InfluenceModel":
         raise NotImplementedError(f"{type(self).__name__} must build its influence model.")
