@@ -133,6 +133,16 @@ def test_ranks_share_ties():
     assert spearman(np.arange(5), np.ones(5)) == 0
 
 
+def test_a_few_long_documents_are_no_more_than_was_asked_for(pool, monkeypatch, tmp_path):
+    long = [np.arange(30_000) % 50, np.arange(90) % 50]
+    monkeypatch.setattr("tilth.select.reference.read_texts", lambda path: ["", ""])
+    monkeypatch.setattr("tilth.select.reference.tokenized", lambda texts, pool: long)
+    units = Reference(path=tmp_path, tokens=6144).units(pool, 0)
+    assert units.lengths().max() == 384 and abs(units.lengths().sum() - 6144) < 384
+    whole = Reference(path=tmp_path, tokens=1_000_000).units(pool, 0)
+    assert whole.lengths().tolist() == [30_000, 90]
+
+
 def test_a_reference_is_held_back_by_whole_records(pool):
     reference = Reference(share=0.2, tokens=50, sources=["big"])
     mask = reference.held_back(pool, 1)

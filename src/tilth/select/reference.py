@@ -16,6 +16,8 @@ from tilth.recipe import BadInput, Config
 from tilth.recipe.frame import nearest
 from tilth.select.protocols import Plan
 
+PIECES, SHORTEST = 16, 64  # pieces of a reference, at least; tokens of one that is cut, at least
+
 
 class TokenArrays:
     """Units in memory that can be packed and batched like those of a pool. values int64 (N,), offsets (U + 1,).
@@ -48,7 +50,8 @@ class Reference(Config):
 
     path: a file or folder of any input format; or a task, as JSON lines with `context` and `target`, of which the
     target alone is predicted. Without it, a share of the pool's own records (of `sources`, if given) is held back:
-    measured against, never trained on. tokens: how much of it is used, spread evenly over it. The held-out text of a
+    measured against, never trained on. tokens: how much of it is used, spread evenly over it, in pieces of at most a
+    sixteenth, so that a few long documents are no more than what was asked for. The held-out text of a
     run is never a reference, so that its score stays unseen.
     """
 
@@ -88,7 +91,9 @@ class Reference(Config):
             return TokenArrays(kept, pool.end_of_text, [skip[id(one)] for one in kept])
         else:
             arrays = tokenized(read_texts(self.path), pool)
-        return TokenArrays(spread(arrays, self.tokens), pool.end_of_text)
+        most = max(SHORTEST, self.tokens // PIECES)
+        pieces = [one[at:at + most] for one in arrays for at in range(0, len(one), most)]
+        return TokenArrays(spread(pieces, self.tokens), pool.end_of_text)
 
 
 def measuring_flops(plan: Plan, reference: TokenArrays, lengths: np.ndarray, order: str) -> float:
