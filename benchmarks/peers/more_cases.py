@@ -32,6 +32,23 @@ def code(chance):
     return "".join(chance.choice(CODE) for _ in range(chance.randint(1, 8)))
 
 
+LINES = {
+    "py": ["x = 1", "def f(a):", "    return a + 1", "# a note on it", "    # deep", "s = '# no comment'", "class A:",
+           '    """What it is, said at some length."""', '"""Top."""', "if (", "    pass", "async def g():"],
+    "java": ["int a = 1;", "// a note", "/* a\n block */", "/** What it does.\n * @return it */", "class A { }", "}",
+             'String s = "// none";', "import a.b;"],
+    "js": ["let a = 1;", "// a note", "/* a\n block */", "/** What it does. */", "f(() => { return `//`; });", "#!x"],
+    "html": ["<p>Some words that one reads.</p>", "<div class='a very long name of a class' id='and another one'></div>",
+             "<script>let hidden = '<b>';</script>", "<style>p { margin: 0 }</style>", "<!-- said to nobody -->",
+             "A &amp; B &nbsp; &#233; &eacute", "<br/>", "text < 3", "<table><tr><td>1</td></tr></table>"]}
+
+
+def program(chance):
+    ending = chance.choice(list(LINES))
+    few = chance.sample(LINES[ending], chance.randint(1, 4))  # so that some are hardly, and some nearly all comment
+    return [ending, "\n".join(chance.choice(few) for _ in range(chance.randint(1, 60))) + chance.choice(["", "\n"])]
+
+
 def addresses(chance, texts):
     found = sorted({one for text in texts for one in re.findall(r"https?://[^\s)>\]\"']+[a-zA-Z0-9/]", text)})
     real = chance.sample(found, min(600, len(found)))
@@ -55,6 +72,7 @@ def main():
     urls, domains = addresses(chance, texts)
     with open(sys.argv[1], "w", encoding="utf-8") as out:
         json.dump({"repeated": [repeated(chance) for _ in range(600)], "code": [code(chance) for _ in range(200)],
+                   "programs": [program(chance) for _ in range(800)],
                    "urls": urls, "domains": domains, "adult": ADULT, "soft": SOFT, "parts": PARTS}, out,
                   ensure_ascii=False)
 

@@ -6,7 +6,7 @@
 
 datatrove: its URLFilter with the lists of the cases instead of its own. dolma: its domain tagger with the same list;
 its search for repetition (`find_periodic_sequences`, periods 1 to 13), over the pieces that Tilth's rule cuts texts
-into, since dolma's tokenizer is not in its package; the XML test of its StarCoder tagger.
+into, since dolma's tokenizer is not in its package; the XML test and the ratios of its StarCoder taggers.
 """
 
 import gzip
@@ -31,7 +31,7 @@ def dolma(cases):
     import regex
     from dolma.core.data_types import DocumentWithMetadata
     from dolma.taggers import url as urls
-    from dolma.taggers.code.code_taggers import CodeStarCoderTaggers
+    from dolma.taggers.code.code_taggers import CodeStarCoderTaggers, CodeStarCoderTaggers2
     from dolma.taggers.repetitions.utils import find_periodic_sequences
 
     def document(text, **metadata):
@@ -55,7 +55,11 @@ def dolma(cases):
     starcoder = CodeStarCoderTaggers()
     xml = [next(span.score for span in starcoder.predict(document(text)).spans if span.type == "has_xml_template_doc")
            for text in cases["code"]]
-    return {"domains": domains, "repeated": longest, "xml": xml}
+    ratios, second = [], CodeStarCoderTaggers2()
+    for ending, text in cases["programs"]:
+        found = {span.type: span.score for span in second.predict(document(text, ext=ending)).spans}
+        ratios.append([found["code_to_comment_ratio_doc"], found["code_to_text_ratio_html_doc"]])
+    return {"domains": domains, "repeated": longest, "xml": xml, "programs": ratios}
 
 
 def read(path):

@@ -165,6 +165,7 @@ ATTRIBUTES: dict[str, type[Attribute] | str] = {cls.model_fields["kind"].default
     "random_number": "tilth.curate.sets.sampling:RandomNumber",
     "secrets": "tilth.curate.sets.code:Secrets",
     "spdx_licence": "tilth.curate.licence_rules:SpdxLicence",
+    "starcoder": "tilth.curate.sets.starcoder:StarcoderMeasures",
     "stripped_characters": "tilth.curate.sets.dolma:StrippedCharacters",
     "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetitionMeasures",
     "unspaced": "tilth.curate.sets.multilingual:IsUnspaced",

@@ -315,6 +315,7 @@ RULES: dict[str, type[Rule] | str] = {
     "normalize_chinese": "tilth.curate.sets.chinese:NormalizeChinese",
     "personal_data": "tilth.curate.personal_rules:PersonalDataRules",
     "sample": "tilth.curate.sets.sampling:Sample",
+    "starcoder": "tilth.curate.sets.starcoder:Starcoder",
     "token_repetition": "tilth.curate.sets.token_repetition:TokenRepetition",
 }
 

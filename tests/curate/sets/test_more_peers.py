@@ -8,9 +8,12 @@ import json
 from functools import cache
 
 import numpy as np
+import polars as pl
+import pytest
 
 from tests.curate.sets.peers import FIXTURE, applied, jaccard, records
 from tilth.curate.sets.code import Code
+from tilth.curate.sets.starcoder import Starcoder
 from tilth.curate.sets.token_repetition import TokenRepetition
 from tilth.curate.sets.urls import DropUrls
 
@@ -68,3 +71,37 @@ def test_token_repetition_as_dolma():
 def test_xml_as_dolmas_starcoder_tagger():
     found = Code().attribute().measure(records(known()["code"]))["code_xml"].to_numpy()
     assert found.tolist() == known()["dolma"]["xml"] and 20 < found.sum() < 180
+
+
+def programs(cases) -> pl.DataFrame:
+    frame = records([text for _, text in cases])
+    return frame.with_columns(pl.Series("id", [f"file{at}.{ending}" for at, (ending, _) in enumerate(cases)]))
+
+
+def test_starcoders_ratios_as_dolma():
+    cases = known()["programs"]
+    measured = Starcoder(profile="dolma-1.2.1").attribute().measure(programs(cases))
+    theirs = np.array(known()["dolma"]["programs"])
+    for ending, column, limits in (("py", 0, [0.01, -0.8]), ("java", 0, [0.01, -0.8]), ("js", 0, [0.01, -0.8]),
+                                   ("html", 1, [0.2])):
+        of = np.array([one == ending for one, _ in cases])
+        ours, others = measured.to_series(column).to_numpy()[of], theirs[of, column]
+        assert np.isclose(ours, others, atol=1e-9).mean() > 0.9  # lexers of other versions; odd references in HTML
+        for limit in limits:
+            fires = [(one < limit if limit > 0 else one > -limit) for one in (ours, others)]
+            assert jaccard(*fires) >= 0.99
+
+
+def test_starcoders_ratios_are_right():
+    page = "<style>p { margin: 0 }</style><p>" + "word &amp; " * 20 + "</p><!-- none --><script>'<b>'</script>"
+    cases = [["py", '"""Doc."""\nx = 1  # five\ns = "# no"\n'], ["js", "/* a */ f();\n"], ["java", "int a;\n"],
+             ["html", page], ["html", "<p>too short</p>"], ["c", "// none of them\n"], ["py", ""]]
+    found = Starcoder().attribute().measure(programs(cases))
+    assert found["starcoder_comments"].to_list() == [
+        pytest.approx(16 / 36), pytest.approx(7 / 13), 0, None, None, None, None]
+    assert found["starcoder_html_text"].to_list() == [
+        *[None] * 3, pytest.approx(140 / len(page)), 0, None, None]
+    dropped = applied([Starcoder()], programs(cases))[1]
+    assert dropped == [None, None, "starcoder minimum_comments", None, "starcoder minimum_html_text", None, None]
+    frame = records(["int a;"] * 2, metadata=['{"ext": "java"}', '{"ext": "c"}'])
+    assert applied([Starcoder(path="metadata.ext")], frame)[1] == ["starcoder minimum_comments", None]
