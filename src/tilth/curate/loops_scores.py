@@ -4,16 +4,16 @@ The features are those of `tilth.curate.classifier.Features`, to the bit; there 
 `tilth.curate.ngrams`, a block of texts at a time.
 """
 
-import numba
 import numpy as np
 
+from tilth.curate.loops import loop
 from tilth.curate.loops_words import mixed
 from tilth.curate.ngrams import BASE, CHARACTER, SINGLE, STEP
 
 POWER, HIGH, LOW = np.uint64(BASE), SINGLE, CHARACTER
 
 
-@numba.njit(cache=True)
+@loop
 def sums(text: np.ndarray, offsets: np.ndarray, table: np.ndarray, characters: bool, smallest: int, order: int,
          bits: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sum of the weights of each text's n-grams (float64), and how many there are (int64).
@@ -55,7 +55,7 @@ def sums(text: np.ndarray, offsets: np.ndarray, table: np.ndarray, characters: b
     return totals, counts
 
 
-@numba.njit(cache=True)
+@loop
 def _added(rolled: np.ndarray, before: int, unit: np.uint64, smallest: int, order: int, bits: int,
            weights: np.ndarray) -> float:
     """The weights of the n-grams that end with this unit, of which there were `before` in its text."""
@@ -67,8 +67,8 @@ def _added(rolled: np.ndarray, before: int, unit: np.uint64, smallest: int, orde
     return total
 
 
-@numba.njit(cache=True)
-def _decoded(text: np.ndarray, at: int) -> tuple[int, int]:
+@loop
+def _decoded(text: np.ndarray, at: int) -> tuple[np.int64, int]:
     """The code point that begins here, of two to four bytes, and how many they are."""
     byte = np.int64(text[at])
     if byte < 0xE0:

@@ -1,12 +1,13 @@
 """Loops over bytes and words, compiled by Numba: what `tilth.curate.sets.words` counts."""
 
-import numba
 import numpy as np
+
+from tilth.curate.loops import loop
 
 START, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)  # of the hash FNV-1a, 64 bits
 
 
-@numba.njit(cache=True)
+@loop
 def runs(text: np.ndarray, offsets: np.ndarray, space: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, ...]:
     """The runs of bytes between white space.
 
@@ -39,7 +40,7 @@ def runs(text: np.ndarray, offsets: np.ndarray, space: np.ndarray, kinds: np.nda
     return firsts[:found], ends[:found], hashes[:found], starts
 
 
-@numba.njit(cache=True)
+@loop
 def _wide_space(text: np.ndarray, at: int, space: np.ndarray) -> bool:
     """Whether a character of two or three bytes that begins here is white space."""
     byte = text[at]
@@ -50,7 +51,7 @@ def _wide_space(text: np.ndarray, at: int, space: np.ndarray) -> bool:
     return point < len(space) and space[point]
 
 
-@numba.njit(cache=True)
+@loop
 def mixed(value: np.uint64) -> np.uint64:
     """`tilth.curate.ngrams.mixed` of one number."""
     value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
@@ -58,7 +59,7 @@ def mixed(value: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(33))
 
 
-@numba.njit(cache=True)
+@loop
 def numbered(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The number of each hash (int32), in the order in which they first occur, and where that is (int32)."""
     bits = 4
@@ -79,7 +80,7 @@ def numbered(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes, first[:known]
 
 
-@numba.njit(cache=True)
+@loop
 def pieces(text: np.ndarray, firsts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pieces of the text laid end to end (uint8), and their offsets (int64, pieces + 1)."""
     offsets = np.zeros(len(firsts) + 1, np.int64)
@@ -93,7 +94,7 @@ def pieces(text: np.ndarray, firsts: np.ndarray, ends: np.ndarray) -> tuple[np.n
     return out, offsets
 
 
-@numba.njit(cache=True)
+@loop
 def expanded(codes: np.ndarray, starts: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each number replaced by those of its parts, parts[code] up to parts[code + 1]; and the documents' starts."""
     total = 0
@@ -110,7 +111,7 @@ def expanded(codes: np.ndarray, starts: np.ndarray, parts: np.ndarray) -> tuple[
     return out, places
 
 
-@numba.njit(cache=True)
+@loop
 def sums(codes: np.ndarray, starts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Sum of values[code] over the words of each document (int64)."""
     out = np.zeros(len(starts) - 1, np.int64)
@@ -122,7 +123,7 @@ def sums(codes: np.ndarray, starts: np.ndarray, values: np.ndarray) -> np.ndarra
     return out
 
 
-@numba.njit(cache=True)
+@loop
 def middles(codes: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The sum of both middle lengths of the words of each document (int64), 0 without words; by counting lengths."""
     out, counts = np.zeros(len(starts) - 1, np.int64), np.zeros(256, np.int64)

@@ -62,12 +62,12 @@ def blocks(texts: pl.Series, unit: Unit = "word", block: int = BLOCK) -> Iterato
         documents = np.flatnonzero(plain == ascii_only)
         if not len(documents):
             continue
-        content, offsets = _joined(texts[documents])
+        content, offsets = utf8(texts[documents] + "\0")
         sizes = lengths[documents] + 1
         block_of = (np.cumsum(sizes) - sizes) // block
         cuts = np.flatnonzero(np.diff(block_of, prepend=-1, append=block_of[-1] + 1))
         for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            part = bytes(content[offsets[first]:offsets[last]])
+            part = content[offsets[first]:offsets[last]].tobytes()
             signs, single = _ascii(part) if ascii_only else _code_points(part)
             starts_of = np.cumsum(sizes[first:last]) - sizes[first:last]
             yield _block(documents[first:last], starts_of, signs, single, unit)
@@ -78,12 +78,6 @@ def utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     array = pa.array(texts.to_arrow(compat_level=pl.CompatLevel.oldest()), pa.large_string())
     offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset:array.offset + len(array) + 1]
     return np.frombuffer(array.buffers()[2] or b"", np.uint8), offsets
-
-
-def _joined(texts: pl.Series) -> tuple[memoryview, np.ndarray]:
-    """UTF-8 of all texts, each followed by NUL, and the offsets at which they begin and the last ends."""
-    content, offsets = utf8(texts + "\0")
-    return memoryview(content), offsets
 
 
 def code_points() -> np.ndarray:

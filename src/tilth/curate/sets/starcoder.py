@@ -16,7 +16,8 @@ import polars as pl
 
 from tilth.curate.attributes import TEXT, Attribute, record_column
 from tilth.curate.extract import lexer
-from tilth.curate.sets.frame import SHORT, MeasuredSet, Profile
+from tilth.curate.rules import Rule
+from tilth.curate.sets.frame import SHORT, Limit, MeasuredSet, Profile
 from tilth.curate.sets.ratios import ratio
 
 COLUMNS = ("comments", "html_text")
@@ -88,6 +89,15 @@ def _pythons_text(source: str) -> str:
     return (strings + "\n" + "".join(marks).replace("#", "")).strip()
 
 
+class LimitIfMeasured(Limit):
+    """A limit for what it was measured on; all else stays."""
+
+    kind: str = "limit_if_measured"
+
+    def drops(self) -> pl.Expr:
+        return super().drops() & pl.col(self.attribute).is_not_null()
+
+
 class Starcoder(MeasuredSet):
     """StarCoder's ratios of comments (Python, Java, JavaScript) and of text in HTML. A threshold of null switches its
     rule off; what is written in another language stays.
@@ -111,3 +121,6 @@ class Starcoder(MeasuredSet):
 
     def attribute(self) -> StarcoderMeasures:
         return StarcoderMeasures(profile=self.profile, prefix=self.prefix, path=self.path)
+
+    def rules(self) -> list[Rule]:
+        return [LimitIfMeasured(**{**dict(rule), "kind": "limit_if_measured"}) for rule in super().rules()]
