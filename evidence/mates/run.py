@@ -13,6 +13,7 @@ import numpy as np
 import setting
 import text
 
+from tilth.recipe import BadInput
 from tilth.recipe.files import read_json, write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, verdict
@@ -114,9 +115,6 @@ def difference(runs: Runs, one: str, other: str) -> dict[str, Any]:
 def row(runs: list[Any]) -> dict[str, Any]:
     """What an arm's runs have in common: bits per byte, FLOPs, steps, seconds, what was chosen."""
     summaries = [read_json(run.folder / "manifest.json")["summary"] for run in runs]
-    budgets = [read_json(run.folder / "budget.json") for run in runs]
-    training = [one["tokens"] / decided["tokens"] for one, decided in zip(summaries, budgets, strict=True)]
-    assert all(share == 1 for share in training), "a run that did not take its planned steps"
     sources = [{one["source"]: one["tokens"] for one in summary["policy"]["sources"]} for summary in summaries]
     shares = {name: float(np.mean([one[name] / sum(one.values()) for one in sources])) for name in sources[0]}
     natural = [np.sum(run.tasks["held_out"]["bits"]) / np.sum(run.tasks["held_out"]["bytes"]) for run in runs]
@@ -128,7 +126,7 @@ def row(runs: list[Any]) -> dict[str, Any]:
             "shares": shares, **({"stages": stages} if any(stages) else {})}
 
 
-def report(runs: Runs, folder: Path) -> None:
+def report(runs: Runs) -> None:
     """result.json and runs.json of both methods, from the seeds that all arms have finished."""
     table = {name: row(several) for name, several in runs.items()}
     for method, claim, published, place in RESULTS:
@@ -153,6 +151,17 @@ def report(runs: Runs, folder: Path) -> None:
         write_json(place / "runs.json", table)
 
 
+def standing(folder: Path) -> Runs:
+    """Every arm of which all seeds are finished, whichever were asked for now."""
+    trial, runs = Trial(made(folder, []), SEEDS, folder / "trial", measure="test"), {}
+    for recipe in trial.recipes:
+        try:
+            runs[recipe.name] = [trial.finished(recipe, seed) for seed in range(SEEDS)]
+        except BadInput:  # a run that has not been made, or not to its end
+            print(f"{recipe.name} is not finished; it is left out", flush=True)
+    return runs
+
+
 def main() -> int:
     if len(sys.argv) < 2:
         print("Name a folder for the runs.", file=sys.stderr)
@@ -160,7 +169,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     trial = Trial(made(folder, sys.argv[2:]), SEEDS, folder / "trial", measure="test")
     trial.run()
-    report({recipe.name: [trial.finished(recipe, seed) for seed in range(SEEDS)] for recipe in trial.recipes}, folder)
+    report(standing(folder))
     return 0
 
 
