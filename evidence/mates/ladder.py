@@ -37,9 +37,11 @@ def model(width: int) -> dict[str, Any]:
     return {"layers": 1, "width": width, "heads": 2, "feed_forward": 3 * width}
 
 
-def climb(folder: Path, name: str, rungs: dict[str, dict[str, Any]], tokens: int, share: float) -> Ladder:
-    """Train each rung {"model", "policy"} on so many tokens, and take the losses of a share of the records."""
-    place, runs = folder / "ladders" / name, folder / "ladders" / "runs"
+def climb(folder: Path, name: str, rungs: dict[str, dict[str, Any]], tokens: int, share: float,
+          called: str = "") -> Ladder:
+    """Train each rung {"model", "policy"} on so many tokens, and take the losses of a share of the records. Ladders of
+    one name share the rungs that they have in common, and each pays for all of its own."""
+    place, runs = folder / "ladders" / (called or name), folder / "ladders" / "runs"
     made = place / "ladder.json"
     if not made.exists():
         flops, target = 0.0, {}
@@ -71,11 +73,12 @@ def by_size(folder: Path, widths: tuple[int, ...] = (16, 20, 24, 32, 40, 48), to
     return climb(folder, "by_size", {f"w{width}": {"model": model(width)} for width in widths}, tokens, share)
 
 
-def by_data(folder: Path, groups: dict[str, list[str]], width: int = 32, tokens: int = 51_200,
-            share: float = 0.02) -> Ladder:
+def by_data(folder: Path, groups: dict[str, list[str]], width: int = 32, tokens: int = 51_200, share: float = 0.02,
+            called: str = "") -> Ladder:
     """groups: {rung: sources}, each in equal shares."""
     return climb(folder, "by_data", {rung: {"model": model(width), "policy": {"mixture": {
-        "kind": "fixed", "weights": dict.fromkeys(sources, 1.0)}}} for rung, sources in groups.items()}, tokens, share)
+        "kind": "fixed", "weights": dict.fromkeys(sources, 1.0)}}} for rung, sources in groups.items()}, tokens, share,
+        called)
 
 
 def judge(folder: Path, width: int = 16, tokens: int = 256_000) -> Ladder:

@@ -30,6 +30,7 @@ GROUPS = {"html": ["en_wiki_html"], "latex": ["en_math_openlogic", "en_math_stac
           "official": ["en_fomc_minutes", "en_us_speeches", "en_biomed_articles"],
           "novels": ["en_novels", "en_wikitext2"],
           "informal": ["en_movie_reviews", "en_product_reviews", "en_stackexchange_coffee", "en_masc"]}
+FOUR = ("html", "latex", "technical", "informal")  # the rungs whose order is clear
 
 RESULTS = (
     ("mates", "Below random at equal FLOPs, oracle, influence model and scoring included",
@@ -44,6 +45,7 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
     """What each arm adds to the plain recipe: {"policy", "before"}."""
     parts = text.split(folder)
     data, judge = ladder.by_data(folder, GROUPS), ladder.judge(folder)
+    four = ladder.by_data(folder, {name: GROUPS[name] for name in FOUR}, share=0.04, called="by_data_four")
     near = {"path": str(parts["pieces"]), "tokens": 6144}
     whole = {"path": str(parts["target"]), "tokens": 1_000_000}
 
@@ -67,8 +69,8 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
         "perplexity": {"policy": {"selector": {"kind": "perplexity", "path": str(judge.losses), **BAND}},
                        "before": judge.flops},
         "preselect": preselect(data, data.order),
-        "preselect-wrong-order": preselect(data, wrong(data.order)),
-        "preselect-gap": preselect(data, data.order, label="gap"),
+        "preselect-four": preselect(four, four.order),
+        "preselect-four-wrong-order": preselect(four, wrong(four.order)),
         "mates": mates(),
         "mates-frozen": mates(frozen=True),
         "mates-diverse": mates(diversity={"kind": "quota"}),
@@ -79,7 +81,7 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
 
 def wrong(order: list[str]) -> list[str]:
     """The negative control's order: a fixed shuffle, as far from the true one as from its reverse."""
-    return [order[place] for place in (3, 0, 5, 2, 1, 4)]
+    return [order[place] for place in (2, 0, 3, 1)]
 
 
 def made(folder: Path, names: list[str]) -> list[Recipe]:
