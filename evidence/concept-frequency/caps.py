@@ -25,7 +25,8 @@ def main() -> int:
             if any((one["cap"], one["seed"]) == (cap, seed) for one in found):
                 continue
             run.CAP = cap
-            one = run.cell("balanced", seed, Path(sys.argv[1]).absolute() / f"cap-{cap}", Path(os.environ["TILTH_DATA"]))
+            folder = Path(sys.argv[1]).absolute() / f"cap-{cap}"
+            one = run.cell("balanced", seed, folder, Path(os.environ["TILTH_DATA"]))
             accuracy = np.array(one["accuracy"])
             found.append({"cap": cap, "seed": seed, "pairs": one["pairs"], "accuracy": float(accuracy.mean()),
                           "rarest": float(accuracy[rarest].mean()), "cpu_seconds": one["cpu_seconds"]})
