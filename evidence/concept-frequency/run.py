@@ -51,9 +51,9 @@ def plan(seed: int) -> tuple[np.ndarray, list[str]]:
 def cell(arm: str, seed: int, runs: Path, data: Path) -> dict[str, Any]:
     counts, words = plan(seed)
     pairs = runs / f"pairs-{'uniform' if arm == 'uniform' else 'zipf'}-{seed}"
+    counts = np.full(NUMBERS, counts.sum() // NUMBERS) if arm == "uniform" else counts
     if not (pairs / "train.parquet").exists():
-        even = np.full(NUMBERS, counts.sum() // NUMBERS)
-        write(data, pairs, seed, even if arm == "uniform" else counts, words)
+        write(data, pairs, seed, counts, words)
     (pairs / "names.txt").write_text("\n".join(words))
     policy = [] if arm != "balanced" else [
         f"train.stream.policy.selector={{kind: concepts, names: {pairs}/names.txt, cap: {CAP}, "
