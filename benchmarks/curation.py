@@ -11,6 +11,7 @@ dolma 1.2.1 are installed in environments of their own below TILTH_BENCH_ENVS.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -37,6 +38,7 @@ from tilth.trial.bench import Claim, Paired, measure, run_sections, versions
 from tilth.trial.peers import PeerMissing, environment, unmet
 
 HERE = Path(__file__).resolve().parent
+WITH = ", with Numba" if importlib.util.find_spec("numba") else ""  # which makes our side faster
 DATATROVE, DOLMA = "datatrove 0.10.1", "dolma 1.2.1"
 DATATROVE_NEEDS = ("datatrove==0.10.1", "orjson", "regex", "spacy", "tokenizers", "xxhash")
 # The pins of dolma 1.2.1 do not resolve together; it runs with these.
@@ -127,7 +129,7 @@ def turns(rules: list[dict[str, Any]], python: Path, script: str, source: Path, 
 
 
 def told(paired: Paired) -> str:
-    return paired.text("MB a CPU-second")
+    return paired.text("MB a CPU-second") + WITH
 
 
 def dolma_keeps(values: list[dict[str, float]], rules: list[dict[str, Any]]) -> list[int]:

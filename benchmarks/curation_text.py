@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from curation import DOLMA, _run, corpus, dolma_environment, told
+from curation import DOLMA, WITH, _run, corpus, dolma_environment, told
 
 from tilth.curate.classifier import Classifier
 from tilth.curate.classifier_rules import ClassifierScore
@@ -95,7 +95,7 @@ def classifier(arguments: argparse.Namespace) -> list[Claim]:
         python = dolma_environment()
     except PeerMissing as error:
         alone = size / tilth()["seconds"]
-        return [Claim(speed, alone, "MB/s", "> 20", None, "words and pairs of words, 2^20 buckets"),
+        return [Claim(speed, alone, "MB/s", "> 20", None, f"words and pairs of words, 2^20 buckets{WITH}"),
                 Claim(f"{speed} against dolma", None, "times", ">= 5", DOLMA, str(error))]
     peer = [str(python), str(PEERS / "dolma_classifier.py")]
     model = str(folder / "peer.bin")
@@ -106,7 +106,7 @@ def classifier(arguments: argparse.Namespace) -> list[Claim]:
                 lambda: _run([*peer, "sentence", str(source)], model))
     by_sentence = measure(cut.tilth, cut.peer, arguments.rounds, warmup=0)
     theirs = auc(np.array(_run([*peer, "document", str(folder / "held_out.jsonl")], model)["values"]), target)
-    return [Claim(speed, float(np.median(paired.a)), "MB/s", "> 20", None, "words and pairs of words, 2^20 buckets"),
+    return [Claim(speed, float(np.median(paired.a)), "MB/s", "> 20", None, f"words and pairs of words, 2^20 buckets{WITH}"),
             Claim(f"{speed} against dolma", paired.ratio, "times", ">= 5", DOLMA, f"{told(paired)}; {size:.1f} MB"),
             Claim(f"{speed} against dolma, by sentence", by_sentence.ratio, "times", ">= 5", DOLMA,
                   f"{told(by_sentence)}; {size:.1f} MB; each side's own sentences, as Dolma was made"),
