@@ -106,7 +106,8 @@ def classifier(arguments: argparse.Namespace) -> list[Claim]:
                 lambda: _run([*peer, "sentence", str(source)], model))
     by_sentence = measure(cut.tilth, cut.peer, arguments.rounds, warmup=0)
     theirs = auc(np.array(_run([*peer, "document", str(folder / "held_out.jsonl")], model)["values"]), target)
-    return [Claim(speed, float(np.median(paired.a)), "MB/s", "> 20", None, f"words and pairs of words, 2^20 buckets{WITH}"),
+    what = f"words and pairs of words, 2^20 buckets{WITH}"
+    return [Claim(speed, float(np.median(paired.a)), "MB/s", "> 20", None, what),
             Claim(f"{speed} against dolma", paired.ratio, "times", ">= 5", DOLMA, f"{told(paired)}; {size:.1f} MB"),
             Claim(f"{speed} against dolma, by sentence", by_sentence.ratio, "times", ">= 5", DOLMA,
                   f"{told(by_sentence)}; {size:.1f} MB; each side's own sentences, as Dolma was made"),
