@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "mates"))
 import setting
 import text
 
-from tilth.recipe import parse
+from tilth.recipe import BadInput, parse
 from tilth.recipe.files import write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, student, verdict
@@ -48,8 +48,10 @@ def arm(name: str, folder: Path, policy: dict[str, Any], muon: float | None) -> 
 
 
 def versus(runs: list[Any], others: list[Any]) -> dict[str, Any]:
-    """Bits per byte of runs less others, over seeds and documents."""
-    found = paired(np.stack([run.bits for run in runs]), np.stack([run.bits for run in others]), runs[0].bytes)
+    """Bits per byte of runs less others, over the seeds that both have, and documents."""
+    seeds = min(len(runs), len(others))
+    found = paired(np.stack([run.bits for run in runs[:seeds]]), np.stack([run.bits for run in others[:seeds]]),
+                   runs[0].bytes)
     return {key: found[key] for key in ("difference", "interval", "interval_seeds", "by_seed", "wins")}
 
 
@@ -62,7 +64,7 @@ def factor(scores: dict[int, float], wanted: float) -> float:
 
 
 def report(plain: list[Any], runs: dict[int, dict[str, list[Any]]]) -> None:
-    seeds = range(len(plain))
+    seeds = range(min(len(runs[part]["combined"]) for part in PARTS))
     factors = [factor({part: runs[part]["combined"][seed].bits_per_byte for part in PARTS}, plain[seed].bits_per_byte)
                for seed in seeds]
     table = {f"1/{part}": {name: {
@@ -70,7 +72,8 @@ def report(plain: list[Any], runs: dict[int, dict[str, list[Any]]]) -> None:
         "steps": [run.steps for run in several], "seconds": [run.seconds for run in several],
         "natural": [float(np.sum(run.tasks["held_out"]["bits"]) / np.sum(run.tasks["held_out"]["bytes"]))
                     for run in several], "less_plain_at_whole": versus(several, plain),
-        "less_plain_at_same": versus(several, named["plain"])} for name, several in named.items()}
+        **({"less_plain_at_same": versus(several, named["plain"])} if "plain" in named else {})}
+        for name, several in named.items()}
         for part, named in runs.items()}
     reached = {part: table[f"1/{part}"]["combined"]["less_plain_at_whole"] for part in PARTS}
     clear = {part: verdict(one["interval"], one["interval_seeds"]) == "shows" for part, one in reached.items()}
@@ -84,7 +87,7 @@ def report(plain: list[Any], runs: dict[int, dict[str, list[Any]]]) -> None:
         "baseline": "tuned AdamW on random units", "metric": "times fewer FLOPs to the plain default's score on unseen "
                                                              "text of the target, more is better",
         "value": value, "baseline_value": 1.0, "difference": value - 1,
-        "interval": [float(np.exp(one)) - 1 for one in spread], "seeds": [run.seed for run in plain],
+        "interval": [float(np.exp(one)) - 1 for one in spread], "seeds": [plain[seed].seed for seed in seeds],
         "budget": f"{plain[0].flops:.4g} FLOP of the plain default, {np.mean([run.seconds for run in plain]):.0f} s",
         "verdict": "shows" if clear[3] else "mixed" if clear[2] else "does not show", "by_seed": factors,
         "at_parts": {f"1/{part}": one for part, one in reached.items()}})
@@ -98,13 +101,27 @@ def main() -> int:
     same = [arm(name, folder, {}, None) for name in ("random", "again")]  # the plain arm of ../mates by its own name
     whole = Trial(same, SEEDS, folder / "trial", measure="test")
     plain = [whole.finished(whole.recipes[0], seed) for seed in range(SEEDS)]
-    runs: dict[int, dict[str, list[Any]]] = {}
-    for part in PARTS:
-        trial = Trial(arms(folder), SEEDS, folder / f"part-{part}", flops=plain[0].flops / part, measure="test")
+    trials = {part: Trial(arms(folder), SEEDS, folder / f"part-{part}", flops=plain[0].flops / part, measure="test")
+              for part in PARTS}
+    for trial in trials.values():
         trial.run()
-        runs[part] = {recipe.name: [trial.finished(recipe, seed) for seed in range(SEEDS)] for recipe in trial.recipes}
-    report(plain, runs)
+    report(plain, {part: standing(trial) for part, trial in trials.items()})
     return 0
+
+
+def standing(trial: Trial) -> dict[str, list[Any]]:
+    """Of every arm the first seeds that are finished, if there are two or more."""
+    runs: dict[str, list[Any]] = {}
+    for recipe in trial.recipes:
+        found: list[Any] = []
+        for seed in range(SEEDS):
+            try:
+                found.append(trial.finished(recipe, seed))
+            except BadInput:  # a run that has not been made, or not to its end
+                break
+        if len(found) > 1:
+            runs[recipe.name] = found
+    return runs
 
 
 if __name__ == "__main__":

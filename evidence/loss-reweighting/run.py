@@ -15,6 +15,7 @@ import setting
 import text
 
 from tilth.data.seeding import generator
+from tilth.recipe import BadInput
 from tilth.recipe.files import read_json, write_bytes, write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, verdict
@@ -58,15 +59,18 @@ def corrupted(folder: Path) -> Path:
 
 
 def difference(runs: dict[str, list[Any]], one: str, other: str) -> dict[str, Any]:
-    found = paired(np.stack([run.bits for run in runs[one]]), np.stack([run.bits for run in runs[other]]),
-                   runs[one][0].bytes)
+    """Bits per byte of one less the other, over the seeds that both have, and documents."""
+    seeds = min(len(runs[one]), len(runs[other]))
+    found = paired(np.stack([run.bits for run in runs[one][:seeds]]),
+                   np.stack([run.bits for run in runs[other][:seeds]]), runs[one][0].bytes)
     return {key: found[key] for key in ("difference", "interval", "interval_seeds", "by_seed", "wins")}
 
 
 def table(trial: Trial) -> dict[str, Any]:
     """Each arm: its runs and its difference to uniform, at equal FLOPs."""
-    runs = {recipe.name: [trial.finished(recipe, seed) for seed in range(SEEDS)] for recipe in trial.recipes}
-    drawn = {recipe.name: trial.summary(recipe, 0, "pretrain")["policy"]["sources"] for recipe in trial.recipes}
+    runs = {recipe.name: several for recipe in trial.recipes if len(several := leading(trial, recipe)) > 1}
+    drawn = {recipe.name: trial.summary(recipe, 0, "pretrain")["policy"]["sources"] for recipe in trial.recipes
+             if recipe.name in runs}
     return {name: {
         "bits_per_byte": [run.bits_per_byte for run in several], "flops": [run.flops for run in several],
         "steps": [run.steps for run in several], "seconds": [run.seconds for run in several],
@@ -74,6 +78,17 @@ def table(trial: Trial) -> dict[str, Any]:
             (one["tokens"] / sum(two["tokens"] for two in drawn[name]) for one in drawn[name]
              if one["source"] == "noise"), 0.0),
         **({} if name == "uniform" else difference(runs, name, "uniform"))} for name, several in runs.items()}
+
+
+def leading(trial: Trial, recipe: Recipe) -> list[Any]:
+    """The first seeds of an arm that are finished."""
+    found: list[Any] = []
+    for seed in range(SEEDS):
+        try:
+            found.append(trial.finished(recipe, seed))
+        except BadInput:  # a run that has not been made, or not to its end
+            break
+    return found
 
 
 def effective(runs: list[Any]) -> float | None:
@@ -94,7 +109,7 @@ def report(tables: dict[str, Any]) -> None:
         "baseline": "uniform weights", "metric": "bits per byte of unseen text like the pool, less is better",
         "value": float(np.mean(named["bits_per_byte"])),
         "baseline_value": float(np.mean(clean["uniform"]["bits_per_byte"])), "difference": named["difference"],
-        "interval": named["interval"], "seeds": list(range(SEEDS)),
+        "interval": named["interval"], "seeds": list(range(len(named["by_seed"]))),
         "budget": f"{clean['uniform']['flops'][0]:.4g} FLOP a run, the first pass included; "
                   f"{np.mean(named['seconds']):.0f} s against {np.mean(clean['uniform']['seconds']):.0f} s",
         "verdict": {"shows": "shows", "reversed": "does not show"}.get(says, "mixed" if named["difference"] < 0 else

@@ -1,7 +1,8 @@
-"""Selection towards a target, twelve ways at equal FLOPs: `TILTH_DATA=... python run.py FOLDER [ARM...]`; protocol.md.
+"""Selection towards a target, a dozen ways at equal FLOPs: `TILTH_DATA=... python run.py FOLDER [ARM...]`; protocol.md.
 
 Runs are made in FOLDER, one after the other, seed by seed; finished ones are skipped. With names of arms, only these
-(and what stands in FOLDER already). Writes result.json and runs.json here and in ../preselect.
+(and what stands in FOLDER already). Writes result.json here and in ../preselect, and runs.json
+here.
 """
 
 import sys
@@ -50,7 +51,7 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
     whole = {"path": str(parts["target"]), "tokens": 1_000_000}
 
     def selector(kind: str, before: float = 0.0, stretch: int | None = None, **fields: Any) -> dict[str, Any]:
-        policy: dict[str, Any] = {"selector": {"kind": kind, "keep": KEEP, **fields}}
+        policy: dict[str, Any] = {"selector": {"kind": kind, "keep": KEEP} | fields}
         return {"policy": policy | ({"stretch_units": stretch} if stretch else {}), "before": before}
 
     def preselect(of: ladder.Ladder, order: list[str], **fields: Any) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
                        "before": judge.flops},
         "preselect": preselect(data, data.order),
         "preselect-four": preselect(four, four.order),
-        "preselect-four-wrong-order": preselect(four, wrong(four.order)),
+        "preselect-four-half": preselect(four, four.order, keep=0.5),
+        "preselect-four-wrong-order": preselect(four, wrong(four.order), keep=0.5),
         "mates": mates(),
         "mates-frozen": mates(frozen=True),
         "mates-diverse": mates(diversity={"kind": "quota"}),
@@ -102,9 +104,12 @@ Runs = dict[str, list[Any]]
 
 
 def difference(runs: Runs, one: str, other: str) -> dict[str, Any]:
-    """One arm less another: over seeds and documents, on the test text; `natural`: on the pool's held-out text."""
+    """One arm less another over the seeds that both have, and documents, on the test text; `natural`: on the pool's
+    held-out text."""
+    seeds = min(len(runs[one]), len(runs[other]))
+
     def both(bits: Any) -> list[np.ndarray]:
-        return [np.stack([bits(run) for run in runs[name]]) for name in (one, other)]
+        return [np.stack([bits(run) for run in runs[name][:seeds]]) for name in (one, other)]
 
     first = runs[one][0]
     found = paired(*both(lambda run: run.bits), first.bytes)
@@ -129,10 +134,11 @@ def row(runs: list[Any]) -> dict[str, Any]:
 
 
 def report(runs: Runs) -> None:
-    """result.json and runs.json of both methods, from the seeds that all arms have finished."""
+    """result.json of both methods, and runs.json, the table of all arms."""
     table = {name: row(several) for name, several in runs.items()}
+    write_json(HERE / "runs.json", table)
     for method, claim, published, place in RESULTS:
-        if method not in runs:
+        if len(runs.get(method, ())) < SEEDS:
             continue
         against = {name: difference(runs, method, name) for name in runs if name != method}
         verdict_of = against["random"]
@@ -150,17 +156,22 @@ def report(runs: Runs) -> None:
                 verdict(verdict_of["interval"], verdict_of["interval_seeds"]), "mixed"
                 if verdict_of["difference"] < 0 else "does not show"),
             "against": against})
-        write_json(place / "runs.json", table)
 
 
 def standing(folder: Path) -> Runs:
-    """Every arm of which all seeds are finished, whichever were asked for now."""
+    """Of every arm, whichever were asked for now, the first seeds that are finished, if there are two or more."""
     trial, runs = Trial(made(folder, []), SEEDS, folder / "trial", measure="test"), {}
     for recipe in trial.recipes:
-        try:
-            runs[recipe.name] = [trial.finished(recipe, seed) for seed in range(SEEDS)]
-        except BadInput:  # a run that has not been made, or not to its end
-            print(f"{recipe.name} is not finished; it is left out", flush=True)
+        found: list[Any] = []
+        for seed in range(SEEDS):
+            try:
+                found.append(trial.finished(recipe, seed))
+            except BadInput:  # a run that has not been made, or not to its end
+                break
+        if len(found) > 1:
+            runs[recipe.name] = found
+        if len(found) < SEEDS:
+            print(f"{recipe.name}: {len(found)} of {SEEDS} seeds", flush=True)
     return runs
 
 
