@@ -36,6 +36,7 @@ from tilth.select.scorers import SCORERS, NGramScorer, Scorer
 from tilth.select.statistics import spearman
 
 FEWEST = 20  # probes of a measurement from which anything can be learned
+SPARE = 0.96  # of what choosing may take is planned: the units of one measurement are longer than those of another
 
 
 class Mates(SelectorConfig):
@@ -204,7 +205,7 @@ class Influence(Selector):
 
     def _limit(self, plan: Plan) -> float:
         """FLOPs that choosing may take: `share` of all, with the training that is `1 - share` of all."""
-        return self.config.share / (1 - self.config.share) * plan.training_flops
+        return SPARE * self.config.share / (1 - self.config.share) * plan.training_flops
 
     def planned_flops(self, plan: Plan) -> float:
         return self._cost(plan, self._probes(plan))

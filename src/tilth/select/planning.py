@@ -22,17 +22,18 @@ def steps_within(flops: float, flops_per_step: float, choosing: Callable[[int], 
 
 
 def affordable(flops: float, flops_per_step: float, choosing: Callable[[int, int], float], a_stretch: float,
-               in_hand: float = 0.0) -> tuple[int, int]:
+               in_hand: float = 0.0, most: int | None = None) -> tuple[int, int]:
     """The steps that `flops` pay for, and the stretches to choose for them.
 
     choosing(steps, stretches): the FLOPs of choosing, which must not fall; a_stretch: steps of a stretch; in_hand:
-    steps that the stretch being served still holds. The stretches are the most of which the last is used for half of
-    its length or more.
+    steps that the stretch being served still holds. The stretches are the most (`most` at most) of which the last is
+    used for half of its length or more.
     """
     def steps(stretches: int) -> int:
         return steps_within(flops, flops_per_step, lambda count: choosing(count, stretches))
 
     low, high = 0, max(0, math.ceil((steps(0) - in_hand) / a_stretch))
+    high = high if most is None else min(high, max(most, 0))
     while low < high:
         middle = (low + high + 1) // 2
         used = steps(middle) >= in_hand + (middle - 0.5) * a_stretch

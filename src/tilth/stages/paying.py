@@ -37,18 +37,21 @@ class Paying:
             return
         done = loop.at.step - loop.settings.first_step
         in_hand = (stream.stretch_rows - stream.row) / self.rows + 1  # the step at hand has its rows already
+        # No more stretches than first planned: what each may spend is a share of the run that was divided by them.
+        most = None if self.stretches is None else self.stretches - stretch - 1
         steps, stretches = self._affordable(self.flops - loop.at.flops, done, stretch + 1,
-                                            stream.stretch_rows / self.rows, in_hand)
+                                            stream.stretch_rows / self.rows, in_hand, most)
         steps = done + max(steps, 1)
         loop.settings.steps = loop.settings.first_step + (min(steps, self.most) if self.most else steps)
-        last = stretch + stretches
-        self.policy.plan_until(last if self.stretches is None else min(last, self.stretches - 1), stretch)
+        self.policy.plan_until(stretch + stretches, stretch)
 
-    def _affordable(self, flops: float, done: int, drawn: int, a_stretch: float, in_hand: float) -> tuple[int, int]:
+    def _affordable(self, flops: float, done: int, drawn: int, a_stretch: float, in_hand: float,
+                    most: int | None = None) -> tuple[int, int]:
         def choosing(steps: int, stretches: int) -> float:
             return self._choosing(done + steps, drawn + stretches) - self._choosing(done, drawn)
 
-        return affordable(flops, self.rows * self.flops_per_row or 1.0, choosing, max(a_stretch, 1e-9), in_hand)
+        return affordable(flops, self.rows * self.flops_per_row or 1.0, choosing, max(a_stretch, 1e-9), in_hand,
+                          most)
 
     def _choosing(self, steps: int, stretches: int) -> float:
         return self.policy.planned_flops(Plan(steps, self.rows, self.length, self.flops_per_row, stretches))
