@@ -86,6 +86,19 @@ def test_a_budget_in_flops_pays_for_choosing_and_is_used_up(run_folder, stretch_
     assert chooser.policy.report()["selector"]["stages"]
 
 
+def test_a_run_that_is_held_to_its_share_uses_up_its_budget(run_folder):
+    """Fewer probes than asked for, by what the whole run may spend: a plan of its rest must not count them anew."""
+    plain = pretraining(run_folder, "plain", policy={}, budget={"steps": 400})
+    budget = 400 * plain.stage.rows * plain.learner.flops_per_row
+    selector = {**POLICY["selector"], "share": 0.15, "probes": 100, "held_back": 0.5, "start": 15, "reference": {
+        "share": 0.1, "tokens": 64}}
+    run = pretraining(run_folder, "held", policy={"selector": selector, "stretch_units": 180}, budget={"flops": budget})
+    at = run.loop().run()
+    report = run.policy.report()["selector"]
+    assert 20 <= report["stages"][0]["probed"] < 80 and sum(report["flops"].values()) <= 0.15 * at.flops
+    assert budget - 1.1 * budget / 400 < at.flops < 1.01 * budget
+
+
 def test_a_stop_does_not_move_the_end_that_was_planned_anew(run_folder):
     plain = pretraining(run_folder, "plain", policy={}, budget={"steps": 40})
     budget = {"flops": 40 * plain.stage.rows * plain.learner.flops_per_row}

@@ -208,15 +208,16 @@ class Influence(Selector):
         return SPARE * self.config.share / (1 - self.config.share) * plan.training_flops
 
     def planned_flops(self, plan: Plan) -> float:
-        return self._cost(plan, self._probes(plan))
+        settled = self.plan or plan  # what one measurement may take no longer moves once the run has begun
+        return self._cost(plan, self._probes(settled), self._most(settled))
 
-    def _cost(self, plan: Plan, probes: int) -> float:
-        """FLOPs of choosing over a run with so many units a measurement."""
+    def _cost(self, plan: Plan, probes: int, most: float | None = None) -> float:
+        """FLOPs of choosing over a run with so many units a measurement and `most` FLOPs to learn from them."""
         chosen, times = max(plan.stretches - self.config.start, 0), self._measurements(plan)
         how, (mean, free) = self.config.influence, self.mean_tokens
         units = (self.stretch_units or 0) / self.config.keep
         window = units * free
-        sample, most = self.measured[:probes], self._most(plan)
+        sample, most = self.measured[:probes], self._most(plan) if most is None else most
         learning = self.model.fit_flops(sample, most) + self.model.score_flops(mean * probes)
         scoring = self.model.score_flops(window) + self.config.diversity.flops(units, window)
         checked = min(self.config.agreement, probes) if how != "step" and times else 0
