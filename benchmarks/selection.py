@@ -221,8 +221,8 @@ def recipe(kind: str, arguments: argparse.Namespace) -> list[Claim]:
     overhead = Claim(f"overhead_{kind}", sum(shares.values()), "of the run's FLOPs", "<= 0.15", None, about + (
         "; by default such a run is refused, since the encoder is large beside this model" if more else ""))
     return [overhead, Claim(f"learning_{kind}", shares["learning"], "of the run's FLOPs", "<= 0.05", None, about),
-            Claim(f"budget_{kind}", at.flops / budget, "of the budget in FLOPs", ">= 0.98", None,
-                  f"{len(stages)} measurements; what choosing really cost moves the last step")]
+            Claim(f"budget_{kind}", abs(at.flops / budget - 1), "of the budget in FLOPs, above or below it", "<= 0.02",
+                  None, f"{len(stages)} measurements; ended at {at.flops / budget:.4f} of the budget")]
 
 
 SECTIONS = {"losses": losses, "probing": probing, "linear": linear, "scorers": scorers,
