@@ -38,7 +38,8 @@ LINES = {
     "java": ["int a = 1;", "// a note", "/* a\n block */", "/** What it does.\n * @return it */", "class A { }", "}",
              'String s = "// none";', "import a.b;"],
     "js": ["let a = 1;", "// a note", "/* a\n block */", "/** What it does. */", "f(() => { return `//`; });", "#!x"],
-    "html": ["<p>Some words that one reads.</p>", "<div class='a very long name of a class' id='and another one'></div>",
+    "html": ["<p>Some words that one reads.</p>",
+             "<div class='a very long name of a class' id='and another one'></div>",
              "<script>let hidden = '<b>';</script>", "<style>p { margin: 0 }</style>", "<!-- said to nobody -->",
              "A &amp; B &nbsp; &#233; &eacute", "<br/>", "text < 3", "<table><tr><td>1</td></tr></table>"]}
 
