@@ -13,7 +13,7 @@ import torch
 from tilth.recipe.files import read_json, write_json
 
 PATH, SEED = run.HERE / "longer.json", 0
-WANTED = (("coverage", 3), ("mixture", 2), ("linear alone", 2))
+WANTED = (("coverage", 3), ("mixture", 2))
 
 
 def main() -> int:
