@@ -1,7 +1,7 @@
 """One thread a process: tests run side by side, and oversubscribed threads cost far more than they bring.
 
-Hypothesis tries the same examples in every run, so that a commit that was green stays green; `HYPOTHESIS_PROFILE=search`
-looks for new ones, as `make test-slow` does.
+Hypothesis tries the same examples in every run, so that a commit that was green stays green. `make test-slow` looks for
+new ones (`HYPOTHESIS_PROFILE=search`).
 """
 
 import os

@@ -213,7 +213,8 @@ class Influence(Selector):
 
     def _cost(self, plan: Plan, probes: int, most: float | None = None) -> float:
         """FLOPs of choosing over a run with so many units a measurement and `most` FLOPs to learn from them."""
-        chosen, times = max(plan.stretches - self.config.start, 0), self._measurements(plan)
+        times = self._measurements(plan)
+        chosen = max(plan.stretches + plan.beyond - self.config.start, 0) if times else 0
         how, (mean, free) = self.config.influence, self.mean_tokens
         units = (self.stretch_units or 0) / self.config.keep
         window = units * free

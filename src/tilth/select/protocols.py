@@ -24,13 +24,15 @@ from tilth.recipe import Config
 @dataclass(frozen=True)
 class Plan:
     """What a run is about to do, for working out what choosing will cost. flops_per_row: of training, forward and
-    backward; stretches: how often the policy will choose (about)."""
+    backward; stretches: how often the policy will ask the model anew (about); beyond: how often it draws after that,
+    by what it knows by then."""
 
     steps: int
     rows: int
     length: int
     flops_per_row: float
     stretches: int
+    beyond: int = 0
 
     @property
     def training_flops(self) -> float:

@@ -1,5 +1,6 @@
 """A run within a budget of FLOPs, what its policy spends on choosing included."""
 
+import math
 from typing import TYPE_CHECKING
 
 from tilth.data.stream import PackedStream
@@ -47,11 +48,13 @@ class Paying:
 
     def _affordable(self, flops: float, done: int, drawn: int, a_stretch: float, in_hand: float,
                     most: int | None = None) -> tuple[int, int]:
+        a_stretch = max(a_stretch, 1e-9)
+
         def choosing(steps: int, stretches: int) -> float:
-            return self._choosing(done + steps, drawn + stretches) - self._choosing(done, drawn)
+            beyond = max(0, math.ceil((steps - in_hand) / a_stretch - stretches - 1e-9))
+            return self._choosing(done + steps, drawn + stretches, beyond) - self._choosing(done, drawn)
 
-        return affordable(flops, self.rows * self.flops_per_row or 1.0, choosing, max(a_stretch, 1e-9), in_hand,
-                          most)
+        return affordable(flops, self.rows * self.flops_per_row or 1.0, choosing, a_stretch, in_hand, most)
 
-    def _choosing(self, steps: int, stretches: int) -> float:
-        return self.policy.planned_flops(Plan(steps, self.rows, self.length, self.flops_per_row, stretches))
+    def _choosing(self, steps: int, stretches: int, beyond: int = 0) -> float:
+        return self.policy.planned_flops(Plan(steps, self.rows, self.length, self.flops_per_row, stretches, beyond))
