@@ -9,6 +9,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,9 +127,11 @@ def kills(arguments: argparse.Namespace) -> list[Claim]:
     if arguments.chaos is None:
         return [Claim(name, None, unit, wanted, None, missing) for name, (unit, wanted) in names.items()]
     if arguments.times:
-        text = f"curate.inputs.0.path={HERE.parent / 'docs'}"
-        Chaos(str(HERE / "survival_chaos.yaml"), [text], arguments.kill.split(","), arguments.chaos_processes,
-              arguments.chaos).run(arguments.times)
+        text = arguments.chaos / "text"  # a copy: an edited file would be another text in the middle of it all
+        if not text.exists():
+            shutil.copytree(HERE.parent / "docs", text)
+        Chaos(str(HERE / "survival_chaos.yaml"), [f"curate.inputs.0.path={text}"], arguments.kill.split(","),
+              arguments.chaos_processes, arguments.chaos).run(arguments.times)
     result = read_json(arguments.chaos / "result.json")
     lines = read_json_lines(arguments.chaos / "kills.jsonl")
     again = [line["recovered"]["steps_again"] for line in lines

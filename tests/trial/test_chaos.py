@@ -19,7 +19,7 @@ from tilth.stages.doctor import doctor
 from tilth.train.survive import manager
 from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.wire import Client
-from tilth.trial.chaos import Chaos, by_fault, differs
+from tilth.trial.chaos import Chaos, by_fault, differs, remade
 from tilth.trial.faults import Target, faults, flipped_byte, node, nodes, small_file_system, worker
 
 KEY = "00112233445566aa"
@@ -153,6 +153,20 @@ def test_what_differs_is_named(tmp_path):
     assert differs(one, other) == "checkpoints/step-00000004/tensors.safetensors differs"
     (other / "metrics.jsonl").write_text('{"step": 1, "loss": 2.25}\n')
     assert differs(one, other) == "metrics differ from step 1"
+
+
+def test_a_stage_that_was_made_anew_is_named(tmp_path):
+    """A file that is edited in the middle is another text, not a wrong recovery."""
+    for name in ("one", "other"):
+        for stage in ("curate", "tokenize"):
+            (tmp_path / name / stage).mkdir(parents=True)
+            (tmp_path / name / stage / "manifest.json").write_text('{"started": "12:00"}')
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert remade(one, other, ["curate", "tokenize"]) is None
+    (other / "tokenize" / "manifest.json").write_text('{"started": "12:01"}')
+    assert remade(one, other, ["curate", "tokenize"]) == "tokenize"
+    (other / "curate" / "manifest.json").unlink()  # it was just being made again
+    assert remade(one, other, ["curate", "tokenize"]) == "curate"
 
 
 def test_faults_are_summed_up_by_what_they_were():

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,15 @@ class Round:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             self._end_all(process)
-        difference = "hung" if hung else f"exit code {process.returncode}" if process.returncode else (
-            differs(self.chaos.folder / "undisturbed" / self.chaos.stage, self.stage))
         left = self._left()
         for one in left:
             manager.clean(one)
+        before = [name for name in self.chaos.recipe.stages if name != self.chaos.stage]
+        if (name := remade(self.chaos.folder / "undisturbed", self.folder, before)) is not None:
+            raise BadInput(f"What the stage '{name}' reads changed while {self.chaos.folder} was at work, so that its "
+                           f"runs cannot be compared. Give chaos inputs that nobody edits, and another --folder.")
+        difference = "hung" if hung else f"exit code {process.returncode}" if process.returncode else (
+            differs(self.chaos.folder / "undisturbed" / self.chaos.stage, self.stage))
         self._write({"round": self.number, "equal": difference is None, "difference": difference, "hung": hung,
                      "left": 0 if hung else len(left)})
         if difference is None:
@@ -297,6 +301,15 @@ def differs(undisturbed: Path, disturbed: Path) -> str | None:
         if not (disturbed / name).exists() or (undisturbed / name).read_bytes() != (disturbed / name).read_bytes():
             return f"{name} differs"
     return None
+
+
+def remade(undisturbed: Path, disturbed: Path, stages: Iterable[str]) -> str | None:
+    """The first stage that was not copied as it was but made anew, as it is where its input changed."""
+    def started(folder: Path) -> Any:
+        manifest = folder / "manifest.json"
+        return read_json(manifest)["started"] if manifest.exists() else None
+
+    return next((name for name in stages if started(undisturbed / name) != started(disturbed / name)), None)
 
 
 def by_fault(lines: list[dict[str, Any]]) -> dict[str, Any]:
