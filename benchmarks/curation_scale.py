@@ -42,7 +42,8 @@ HERE = Path(__file__).resolve().parent
 FILE_BYTES, COPIES, NEAR_COPIES, REDRAWN = 32_000_000, 0.10, 0.05, 0.1
 LARGEST = 4  # GB
 QUIET = 0.6  # load of the machine at most, before two workers are timed
-CORES_BYTES, SHARD_BYTES = 160_000_000, 10_000_000  # of text; of stored bytes a shard, so that both workers have work
+# Of text for two workers, and in each of its files: shards of two files, of which each worker gets some 15.
+CORES_BYTES, CORES_FILE_BYTES, SHARD_BYTES = 480_000_000, 8_000_000, 10_000_000
 RULES = [{"kind": "keep_languages", "languages": ["en"]}, "gopher_quality", "gopher_repetition", "c4", "fineweb",
          "token_repetition", "personal_data", "near_duplicates", "paragraph_duplicates"]
 
@@ -85,7 +86,7 @@ def cores(arguments: argparse.Namespace) -> list[Claim]:
         return [Claim("two workers against one", None, "times", ">= 1.8", None,
                       f"not run: it wants both cores, and the machine was busy (load {load:.1f})")]
     paired = Paired()
-    with made(arguments.text, CORES_BYTES) as folder:
+    with made(arguments.text, CORES_BYTES, CORES_FILE_BYTES) as folder:
         for _ in range(arguments.rounds):
             two, one = (turn(folder, workers)["seconds"] for workers in (2, 1))
             paired.add(CORES_BYTES / 1e6 / two, CORES_BYTES / 1e6 / one)
@@ -157,8 +158,8 @@ def resident_bytes(pid: int) -> int:
 class made:
     """A folder with `size` bytes of text in files; removed at the end."""
 
-    def __init__(self, text: Path | None, size: float):
-        self.text, self.size = text, size
+    def __init__(self, text: Path | None, size: float, file_bytes: int = FILE_BYTES):
+        self.text, self.size, self.file_bytes = text, size, file_bytes
 
     def __enter__(self) -> Path:
         self.folder = Path(tempfile.mkdtemp(prefix="tilth-curation-"))
@@ -168,7 +169,7 @@ class made:
         for line, size in documents(self.text, seed=0):
             lines.append(line)
             held += size
-            if held >= min(FILE_BYTES, self.size - written):
+            if held >= min(self.file_bytes, self.size - written):
                 with pa.CompressedOutputStream(str(self.folder / f"text-{number:05d}.jsonl.zst"), "zstd") as file:
                     file.write(b"".join(lines))
                 written, number, held, lines = written + held, number + 1, 0, []

@@ -6,7 +6,7 @@ import pytest
 from test_curate import config, contents, run, write_corpus
 
 from tilth.curate.curate import curate
-from tilth.data.engines import engine_of, map_shards
+from tilth.data.engines import Workers, engine_of
 from tilth.recipe import BadInput
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_lost_node_costs_only_its_shards(cluster, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes cannot import this file
     extra = cluster.add_node(num_cpus=1)
     done = []
-    for task in map_shards(write_slowly, [(tmp_path / f"{at}",) for at in range(6)], engine="ray"):
+    for task in Workers(engine="ray").map(write_slowly, [(tmp_path / f"{at}",) for at in range(6)]):
         if not done:
             cluster.remove_node(extra, allow_graceful=False)
         done.append(task[0].name)

@@ -28,7 +28,7 @@ from tilth.curate.pipeline import Pipeline
 from tilth.curate.rules import RULES, CorpusCut, CorpusRule, DocumentRule, Rule, expanded
 from tilth.curate.shards import Plan, Shard, first_pass, second_pass, summary_of
 from tilth.data import locations
-from tilth.data.engines import Engine, map_shards
+from tilth.data.engines import Engine, Workers
 from tilth.data.inputs import INPUTS, Input
 from tilth.recipe import BadInput, Config, Progress, one_of, say
 from tilth.recipe.files import read_json, write_json, writing
@@ -80,16 +80,17 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
     finished = _prepare(plan, identity)
     if finished is not None:
         return finished
-    _first_passes(plan, shards, workers, engine)
-    summaries = [read_json(plan.part(shard.number, "summary")) for shard in shards]
-    quarantined = _quarantined(summaries)
-    if not summary_of(summaries, "read").documents:
-        raise _empty(inputs, quarantined)
-    decisions, clusters = decide(plan, shards)
-    _make_room(plan)
-    write_clusters(plan, shards, clusters)
-    held_part = write_held_out(plan, shards, decisions)
-    _second_passes(plan, shards, decisions, workers, engine)
+    with Workers(workers, engine) as crew:
+        _first_passes(plan, shards, crew)
+        summaries = [read_json(plan.part(shard.number, "summary")) for shard in shards]
+        quarantined = _quarantined(summaries)
+        if not summary_of(summaries, "read").documents:
+            raise _empty(inputs, quarantined)
+        decisions, clusters = decide(plan, shards)
+        _make_room(plan)
+        write_clusters(plan, shards, clusters)
+        held_part = write_held_out(plan, shards, decisions)
+        _second_passes(plan, shards, decisions, crew)
     result = _report(plan, shards, identity, summaries, quarantined, held_part)
     _finish(plan, shards, result)
     return result
@@ -186,28 +187,26 @@ def _make_room(plan: Plan) -> None:
         write_json(done, True)
 
 
-def _first_passes(plan: Plan, shards: list[Shard], workers: int, engine: Engine) -> None:
+def _first_passes(plan: Plan, shards: list[Shard], crew: Workers) -> None:
     todo = [shard for shard in shards if not plan.part(shard.number, "summary").exists()]
-    _run("read and apply rules", first_pass, plan, [(plan, shard) for shard in todo], shards, workers, engine)
+    _run("read and apply rules", first_pass, plan, [(plan, shard) for shard in todo], shards, crew)
 
 
-def _second_passes(plan: Plan, shards: list[Shard], decisions: list[pl.DataFrame], workers: int,
-                   engine: Engine) -> None:
+def _second_passes(plan: Plan, shards: list[Shard], decisions: list[pl.DataFrame], crew: Workers) -> None:
     todo = [(plan, shard, decided) for shard, decided in zip(shards, decisions, strict=True)
             if not plan.part(shard.number, "second-summary").exists()]
-    _run("write documents", second_pass, plan, todo, shards, workers, engine)
+    _run("write documents", second_pass, plan, todo, shards, crew)
 
 
-def _run(what: str, work: Any, plan: Plan, todo: list[Any], shards: list[Shard], workers: int,
-         engine: Engine) -> None:
+def _run(what: str, work: Any, plan: Plan, todo: list[Any], shards: list[Shard], crew: Workers) -> None:
     total = sum(shard.stored_bytes for shard in shards)
     done = total - sum(task[1].stored_bytes for task in todo)
     if done and todo:
         say(f"  {what}: {len(shards) - len(todo)} of {len(shards)} shards were finished before")
     progress = Progress(what, total, "B", done)
-    if workers <= 1 and engine == "local":  # in this process a shard can tell how far it is
+    if crew.count <= 1 and crew.engine == "local":  # in this process a shard can tell how far it is
         todo = [(*task, lambda within: progress.update(done + within)) for task in todo]
-    for task in map_shards(work, todo, workers, engine):
+    for task in crew.map(work, todo):
         done += task[1].stored_bytes
         progress.update(done)
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from tilth.recipe import BadInput
@@ -21,35 +21,53 @@ def engine_of(name: str) -> Engine:
     return "ray" if name == "ray" else "local"
 
 
-def map_shards(work: Callable[..., Any], tasks: Sequence[Task], workers: int = 1,
-               engine: Engine = "local") -> Iterator[Task]:
-    """Call `work(*task)` for every task and yield each task as it is done (in no promised order with several).
+class Workers:
+    """What calls a function for every one of many tasks; a context manager.
 
-    engine: `local`, in `workers` processes of this machine; `ray`, on the cluster that RAY_ADDRESS names (or one that
-    is started here, of `workers` processors), whose nodes must see the same files.
+    engine: `local`, in `count` processes of this machine; `ray`, on the cluster that RAY_ADDRESS names (or one that
+    is started here, of `count` processors), whose nodes must see the same files.
 
-    The function writes its results to files. It must be importable by name, and a script that asks for several workers
-    needs the usual `if __name__ == "__main__"`: processes are started afresh, since neither Polars nor Arrow survives
-    a fork.
+    Local processes start when they are first needed and serve every `map` of the block, since each must import
+    libraries and compile its loops before it is of use. They are started afresh, since neither Polars nor Arrow
+    survives a fork: the function must be importable by name, and a script that asks for several workers needs the
+    usual `if __name__ == "__main__"`.
     """
-    if engine == "ray":
-        yield from _on_ray(work, tasks, workers)
-        return
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        for task in tasks:
-            work(*task)
-            yield task
-        return
-    with _threads_each(workers), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(work, *task): task for task in tasks}
-        try:
+
+    def __init__(self, count: int = 1, engine: Engine = "local"):
+        self.count, self.engine = count, engine
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        self.threads = ExitStack()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=kind is None, cancel_futures=True)
+            self.pool = None
+        self.threads.close()
+
+    def map(self, work: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[Task]:
+        """Call `work(*task)` for every task and yield each task as it is done (in no promised order with several
+        workers). The function writes its results to files. Its first error ends the rest, and is raised as itself."""
+        if self.engine == "ray":
+            yield from _on_ray(work, tasks, self.count)
+        elif min(self.count, len(tasks)) <= 1:
+            for task in tasks:
+                work(*task)
+                yield task
+        else:
+            pool = self._started()
+            waiting = {pool.submit(work, *task): task for task in tasks}
             for future in as_completed(waiting):
                 future.result()
                 yield waiting[future]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            self.threads.enter_context(_threads_each(self.count))
+            self.pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
+        return self.pool
 
 
 def _on_ray(work: Callable[..., Any], tasks: Sequence[Task], workers: int) -> Iterator[Task]:
