@@ -122,21 +122,27 @@ def test_a_finished_trial_changes_nothing(finished, recipes):
         Trial([load_recipe(str(path), ["pretrain.length=16"]) for path in recipes], 2, folder).run()
 
 
-def test_more_recipes_may_follow_and_what_was_spent_before_is_paid_for(finished, recipes):
-    folder, _ = finished
-    trained = read_json(folder / "result.json")["runs"]["plain"][0]
+@pytest.fixture(scope="module")
+def three(finished, recipes):
+    """The recipes of the trial, and one that has spent a quarter of its budget before it begins."""
+    trained = read_json(finished[0] / "result.json")["runs"]["plain"][0]
     written = yaml.safe_load(recipes[0].read_text())
     written["name"], written["stages"]["pretrain"]["budget"] = "laddered", {"steps": 24, "before": trained["flops"] / 4}
     (recipes[0].parent / "laddered.yaml").write_text(yaml.safe_dump(written))
-    three = [load_recipe(str(path)) for path in [*recipes, recipes[0].parent / "laddered.yaml"]]
+    return [load_recipe(str(path)) for path in [*recipes, recipes[0].parent / "laddered.yaml"]]
+
+
+def test_more_recipes_may_follow_and_what_was_spent_before_is_paid_for(finished, three):
+    folder, _ = finished
+    trained = read_json(folder / "result.json")["runs"]["plain"][0]
     run = Trial(three, 1, folder).run()["runs"]["laddered"][0]
     assert run["steps"] == 18 and run["flops"] == pytest.approx(trained["flops"])
     with pytest.raises(BadInput, match="more may follow"):
         Trial(three[:2], 2, folder).run()
 
 
-def test_a_task_of_code_lengths_can_be_what_is_compared(finished, recipes):
-    folder, three = finished[0], [load_recipe(str(path)) for path in [*recipes, recipes[0].parent / "laddered.yaml"]]
+def test_a_task_of_code_lengths_can_be_what_is_compared(finished, three):
+    folder, _ = finished
     beside = Trial(three, 2, folder).run()["comparisons"]["by_loss"]["tasks"]["told/bits_per_byte"]
     found = Trial(three, 2, folder, measure="told").run()["comparisons"]["by_loss"]
     assert found["metric"] == "bits per byte of told, less is better" and found["documents"] == 2
