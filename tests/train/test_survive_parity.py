@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tilth.recipe import BadInput
 from tilth.train.survive.account import account
 from tilth.train.survive.interval import Lost, advise, lost_share, survival, young_interval
-from tilth.train.survive.parity import Layout, NoParity, Parity, TooFewShards, Xor, parity_of, rebuild, xor
+from tilth.train.survive.parity import Layout, NoParity, Parity, TooFewShards, Xor, rebuild, write_parity, xor
 from tilth.train.survive.placement import place
 
 
@@ -32,7 +32,8 @@ def parities(layout: Layout, code: Parity, shards: list[np.ndarray]) -> dict[int
     for member in range(layout.members):
         blocks = {(giver, stripe): layout.block(shards[giver], giver, stripe)
                   for stripe, _ in layout.held(member) for giver in layout.givers(stripe)}
-        found[member], _ = parity_of(layout, code, member, blocks, sizes)
+        found[member] = np.full(layout.losses * layout.block_size(max(sizes)), 0xA5, np.uint8)  # what was there before
+        write_parity(layout, code, member, blocks, found[member])
     return found
 
 
@@ -53,8 +54,9 @@ def test_worked_example_of_three_members():
 
 def test_parity_of_columns():
     rows = [bytes_of(0x12, 0x34), bytes_of(0xAB, 0xCD), bytes_of(0x0F, 0xF0)]
-    assert xor(rows).tolist() == [0xB6, 0x09]
-    assert xor([xor(rows), rows[0], rows[2]]).tolist() == [0xAB, 0xCD]
+    parity, lost = np.empty(2, np.uint8), np.empty(2, np.uint8)
+    assert xor(rows, parity).tolist() == [0xB6, 0x09]
+    assert xor([parity, rows[0], rows[2]], lost).tolist() == [0xAB, 0xCD]
 
 
 def test_layout_is_raid_5_with_one_loss():

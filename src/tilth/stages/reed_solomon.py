@@ -20,11 +20,11 @@ class ReedSolomon(Parity):
     def model_post_init(self, context: Any) -> None:
         _zfec()
 
-    def encode(self, data: Sequence[np.ndarray], which: int) -> np.ndarray:
+    def encode(self, data: Sequence[np.ndarray], which: int, into: np.ndarray) -> None:
         k = len(data)
         coder = _zfec().Encoder(k, k + self.losses)
-        (block,) = coder.encode(tuple(bytes(one) for one in data), (k + which,))
-        return np.frombuffer(block, np.uint8)
+        (block,) = coder.encode(tuple(bytes(one).ljust(len(into), b"\0") for one in data), (k + which,))
+        into[:] = np.frombuffer(block, np.uint8)
 
     def decode(self, known: Mapping[int, np.ndarray], data_blocks: int) -> list[np.ndarray]:
         if len(known) < data_blocks:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tilth.train.survive.flat import Flat, write_head
-from tilth.train.survive.region import PAGE, Region
+from tilth.train.survive.region import PAGE, Attached
 from tilth.train.survive.wire import Client
 
 
@@ -25,7 +25,7 @@ class Copier:
         self._copied.set()                # the next has begun
         self.error: Exception | None = None
         self.bytes = 0
-        self._region: tuple[tuple[str, int], Region] | None = None
+        self._slots = Attached()
         self._stream: Any = None
         self._jobs: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
@@ -49,7 +49,7 @@ class Copier:
     def stop(self) -> None:
         self._jobs.put(None)
         self._thread.join()
-        self._region = None
+        self._slots = Attached()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -65,7 +65,7 @@ class Copier:
               ready: Any) -> None:
         client = connected()
         opened = client.ask("open", step=step, incarnation=incarnation, size=flat.size)
-        target = self._attached(opened["region"]).bytes[PAGE:PAGE + flat.size]
+        target = self._slots.get(opened["region"]).bytes[PAGE:PAGE + flat.size]
         write_head(flat, target)
         if ready is not None:
             self._stream = self._stream or torch.cuda.Stream()
@@ -87,16 +87,3 @@ class Copier:
             return bucket.numpy()
         with torch.cuda.stream(self._stream):
             return bucket.cpu().numpy()
-
-    def _attached(self, name: str) -> Region:
-        """The region of that name, mapped once as long as it is the same one."""
-        if self._region is not None:
-            (known, inode), region = self._region
-            try:
-                if known == name and region.path.stat().st_ino == inode:
-                    return region
-            except FileNotFoundError:
-                pass
-        region = Region.attach(name)
-        self._region = (name, region.path.stat().st_ino), region
-        return region

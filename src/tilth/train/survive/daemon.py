@@ -24,7 +24,7 @@ import numpy as np
 from tilth.recipe.errors import BadInput, RunFailed
 from tilth.train.survive import persisted, wire
 from tilth.train.survive.group import Group, ManagerSettings
-from tilth.train.survive.parity import parity_of
+from tilth.train.survive.parity import write_parity
 from tilth.train.survive.slots import Damaged, Slot, Stamp, Status
 from tilth.train.survive.wire import Address, Refused
 
@@ -138,11 +138,14 @@ class Manager:
         self.work.put(lambda: self._protect(Stamp(step, incarnation)))
         return {}
 
-    def on_block(self, step: int, incarnation: int, stripe: int, wait: float) -> tuple[dict[str, Any], np.ndarray]:
-        """What this member gives to `stripe`, with the size and checksum of its whole shard."""
+    def on_block(self, step: int, incarnation: int, stripe: int, wait: float,
+                 sent: bool) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What this member gives to `stripe`, with the size and checksum of its whole shard. sent: the bytes; else
+        the slot that they lie in, for those on this machine to map."""
         slot, group = self._reached(Stamp(step, incarnation), Status.CLEAN, wait), self._joined()
         held = slot.held()
-        return {"bytes": held.bytes, "checksum": held.checksum}, group.layout.block(slot.shard(), group.member, stripe)
+        said = {"bytes": held.bytes, "checksum": held.checksum, "slot": slot.base}
+        return said, group.layout.block(slot.shard(), group.member, stripe) if sent else None
 
     def on_reached(self, step: int, incarnation: int, status: int, wait: float) -> dict[str, Any]:
         """Answers when this member's shard has come to `status`."""
@@ -184,13 +187,15 @@ class Manager:
         held = slot.held()
         if layout.losses and slot.status < Status.PROTECTED:
             sizes, sums = [held.bytes] * layout.members, [held.checksum] * layout.members
-            blocks = {}
-            for stripe, _ in layout.held(member):
-                for giver in layout.givers(stripe):
-                    head, blocks[giver, stripe] = group.ask(giver, "block", until, step=stamp.step,
-                                                            incarnation=stamp.incarnation, stripe=stripe)
-                    sizes[giver], sums[giver] = head["bytes"], head["checksum"]
-            parity, block = parity_of(layout, group.code, member, blocks, sizes)
+            given = {(giver, stripe): group.given(giver, stripe, stamp, until)
+                     for stripe, _ in layout.held(member) for giver in layout.givers(stripe)}
+            for (giver, _), one in given.items():
+                sizes[giver], sums[giver] = one.bytes, one.checksum
+            block = layout.block_size(max(sizes))
+            parity = slot.parity_room(layout.losses * block)
+            write_parity(layout, group.code, member, {at: one.block for at, one in given.items()}, parity)
+            for one in given.values():
+                one.check(stamp)
             self._change(lambda: slot.protect(parity, block, sizes, sums))
         wanted = Status.PROTECTED if layout.losses else Status.CLEAN
         for peer in range(layout.members):

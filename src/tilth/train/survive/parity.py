@@ -26,8 +26,9 @@ class Parity(Config):
     kind: str = ""
     losses: int = Field(1, ge=0)
 
-    def encode(self, data: Sequence[np.ndarray], which: int) -> np.ndarray:
-        """Parity block `which` (0 .. losses-1) of the data blocks, all uint8 (block,)."""
+    def encode(self, data: Sequence[np.ndarray], which: int, into: np.ndarray) -> None:
+        """Write parity block `which` (0 .. losses-1) of the data blocks to `into`, all uint8 (block,). Shorter data
+        blocks are taken as padded with zeros."""
         raise TypeError(f"{type(self).__name__} does not define encode.")
 
     def decode(self, known: Mapping[int, np.ndarray], data_blocks: int) -> list[np.ndarray]:
@@ -48,8 +49,8 @@ class Xor(Parity):
     kind: str = "xor"
     losses: int = Field(1, ge=1, le=1)
 
-    def encode(self, data: Sequence[np.ndarray], which: int) -> np.ndarray:
-        return xor(data)
+    def encode(self, data: Sequence[np.ndarray], which: int, into: np.ndarray) -> None:
+        xor(data, into)
 
     def decode(self, known: Mapping[int, np.ndarray], data_blocks: int) -> list[np.ndarray]:
         missing = [at for at in range(data_blocks) if at not in known]
@@ -57,7 +58,7 @@ class Xor(Parity):
             raise TooFewShards(f"{len(missing)} blocks of a stripe are lost; exclusive or can rebuild one.")
         blocks = dict(known)
         for at in missing:
-            blocks[at] = xor(list(known.values()))
+            blocks[at] = xor(list(known.values()), np.empty_like(next(iter(known.values()))))
         return [blocks[at] for at in range(data_blocks)]
 
 
@@ -65,12 +66,14 @@ PARITIES: dict[str, type[Parity] | str] = {
     "none": NoParity, "xor": Xor, "reed_solomon": "tilth.stages.reed_solomon:ReedSolomon"}
 
 
-def xor(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Exclusive or of uint8 arrays of one length."""
-    result = blocks[0].copy()
+def xor(blocks: Sequence[np.ndarray], into: np.ndarray) -> np.ndarray:
+    """Exclusive or of uint8 arrays, the shorter ones padded with zeros, written to `into` and returned."""
+    into[:len(blocks[0])] = blocks[0]
+    into[len(blocks[0]):] = 0
     for block in blocks[1:]:
-        np.bitwise_xor(result, block, out=result)
-    return result
+        part = into[:len(block)]
+        np.bitwise_xor(part, block, out=part)
+    return into
 
 
 @dataclass(frozen=True)
@@ -120,16 +123,16 @@ class Layout:
         return shard[at:at + own]
 
 
-def parity_of(layout: Layout, code: Parity, member: int, blocks: Mapping[tuple[int, int], np.ndarray],
-              sizes: Sequence[int]) -> tuple[np.ndarray, int]:
-    """(the parity blocks that `member` keeps, one after another, bytes of a block).
+def write_parity(layout: Layout, code: Parity, member: int, blocks: Mapping[tuple[int, int], np.ndarray],
+                 into: np.ndarray) -> None:
+    """Write the parity blocks that `member` keeps one after another to `into`, uint8 (losses * block,).
 
-    blocks: uint8 arrays by (giver, stripe), those of the stripes that `member` keeps; sizes: of every member's shard.
+    blocks: uint8 arrays by (giver, stripe), those of the stripes that `member` keeps.
     """
-    size = layout.block_size(max(sizes))
-    parts = [code.encode([_padded(blocks[giver, stripe], size) for giver in layout.givers(stripe)], which)
-             for stripe, which in layout.held(member)]
-    return (np.concatenate(parts) if parts else np.empty(0, np.uint8)), size
+    size = len(into) // max(layout.losses, 1)
+    for number, (stripe, which) in enumerate(layout.held(member)):
+        code.encode([blocks[giver, stripe] for giver in layout.givers(stripe)], which,
+                    into[number * size:(number + 1) * size])
 
 
 def _padded(block: np.ndarray, size: int) -> np.ndarray:

@@ -55,7 +55,7 @@ class Region:
     is an error here and never a SIGBUS in the middle of a copy."""
 
     def __init__(self, path: Path, handle: int, size: int):
-        self.path, self.size = path, size
+        self.path, self.size, self.inode = path, size, os.fstat(handle).st_ino
         try:
             self._map = mmap.mmap(handle, size)
         finally:
@@ -89,3 +89,18 @@ class Region:
     def remove(self) -> None:
         """Take the name away; the memory goes when its last user closes it."""
         self.path.unlink(missing_ok=True)
+
+
+class Attached:
+    """Regions that others made. Each is mapped once as long as it is the same one: a new mapping would cost a page
+    fault for every page of every snapshot."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Region] = {}
+
+    def get(self, name: str) -> Region:
+        """The region of that name; FileNotFoundError where there is none."""
+        found = self._known.get(name)
+        if found is None or (shared_folder() / name).stat().st_ino != found.inode:
+            found = self._known[name] = Region.attach(name)
+        return found

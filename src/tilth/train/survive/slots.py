@@ -134,11 +134,14 @@ class Slot:
             raise Damaged(f"the shard of member {self._get('member')} at step {self._get('step')} changed in memory")
         return self.shard()
 
+    def parity_room(self, size: int) -> np.ndarray:
+        """Where `size` bytes of parity go, before `protect`."""
+        if self.parity is None or self.parity.size < size:
+            self.parity = Region.create(self.base + "p", int(max(size, 1) * SLACK))
+        return self.parity.bytes[:size]
+
     def protect(self, parity: np.ndarray, block: int, sizes: list[int], checksums: list[int]) -> None:
-        """PROTECTED, with `parity` (any number of bytes) over blocks of `block` bytes."""
-        if self.parity is None or self.parity.size < len(parity):
-            self.parity = Region.create(self.base + "p", int(max(len(parity), 1) * SLACK))
-        self.parity.bytes[:len(parity)] = parity
+        """PROTECTED, with `parity`, which stands in its room, over blocks of `block` bytes."""
         header = self._header()
         header[SIZES:SIZES + len(sizes)] = sizes
         header[SIZES + MOST_MEMBERS:SIZES + MOST_MEMBERS + len(checksums)] = checksums
