@@ -65,8 +65,8 @@ def size_threshold(scores: np.ndarray, sizes: np.ndarray, keep: float) -> float:
 
 
 def pack_mask(mask: np.ndarray) -> str:
-    """A bool array as text for a JSON state."""
-    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode()
+    """A bool array as text for a JSON state. Level 1: every snapshot waits for it, and a higher one saves little."""
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), 1)).decode()
 
 
 def unpack_mask(text: str, count: int) -> np.ndarray:
