@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "mates"))
 import setting
 import text
 
-from tilth.recipe import BadInput, parse
+from tilth.recipe import parse
 from tilth.recipe.files import write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, student, verdict
@@ -111,17 +111,7 @@ def main() -> int:
 
 def standing(trial: Trial) -> dict[str, list[Any]]:
     """Of every arm the first seeds that are finished, if there are two or more."""
-    runs: dict[str, list[Any]] = {}
-    for recipe in trial.recipes:
-        found: list[Any] = []
-        for seed in range(SEEDS):
-            try:
-                found.append(trial.finished(recipe, seed))
-            except BadInput:  # a run that has not been made, or not to its end
-                break
-        if len(found) > 1:
-            runs[recipe.name] = found
-    return runs
+    return {recipe.name: found for recipe in trial.recipes if len(found := trial.leading(recipe)) > 1}
 
 
 if __name__ == "__main__":

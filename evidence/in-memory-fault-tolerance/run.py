@@ -20,7 +20,8 @@ from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.train.survive import manager, wire
 from tilth.train.survive.account import LOG
 from tilth.train.survive.members import MARK
-from tilth.trial.chaos import Chaos, differs
+from tilth.trial.chaos import Chaos
+from tilth.trial.chaos_result import differs
 from tilth.trial.faults import Target, node, nodes, worker
 from tilth.trial.survival import ARMS
 

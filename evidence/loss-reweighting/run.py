@@ -15,7 +15,6 @@ import setting
 import text
 
 from tilth.data.seeding import generator
-from tilth.recipe import BadInput
 from tilth.recipe.files import read_json, write_bytes, write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, verdict
@@ -68,7 +67,7 @@ def difference(runs: dict[str, list[Any]], one: str, other: str) -> dict[str, An
 
 def table(trial: Trial) -> dict[str, Any]:
     """Each arm: its runs and its difference to uniform, at equal FLOPs."""
-    runs = {recipe.name: several for recipe in trial.recipes if len(several := leading(trial, recipe)) > 1}
+    runs = {recipe.name: several for recipe in trial.recipes if len(several := trial.leading(recipe)) > 1}
     drawn = {recipe.name: trial.summary(recipe, 0, "pretrain")["policy"]["sources"] for recipe in trial.recipes
              if recipe.name in runs}
     return {name: {
@@ -78,17 +77,6 @@ def table(trial: Trial) -> dict[str, Any]:
             (one["tokens"] / sum(two["tokens"] for two in drawn[name]) for one in drawn[name]
              if one["source"] == "noise"), 0.0),
         **({} if name == "uniform" else difference(runs, name, "uniform"))} for name, several in runs.items()}
-
-
-def leading(trial: Trial, recipe: Recipe) -> list[Any]:
-    """The first seeds of an arm that are finished."""
-    found: list[Any] = []
-    for seed in range(SEEDS):
-        try:
-            found.append(trial.finished(recipe, seed))
-        except BadInput:  # a run that has not been made, or not to its end
-            break
-    return found
 
 
 def effective(runs: list[Any]) -> float | None:

@@ -14,7 +14,6 @@ import numpy as np
 import setting
 import text
 
-from tilth.recipe import BadInput
 from tilth.recipe.files import read_json, write_json
 from tilth.stages import Recipe
 from tilth.trial.statistics import paired, verdict
@@ -169,12 +168,7 @@ def standing(folder: Path) -> Runs:
     """Of every arm, whichever were asked for now, the first seeds that are finished, if there are two or more."""
     trial, runs = Trial(made(folder, []), SEEDS, folder / "trial", measure="test"), {}
     for recipe in trial.recipes:
-        found: list[Any] = []
-        for seed in range(SEEDS):
-            try:
-                found.append(trial.finished(recipe, seed))
-            except BadInput:  # a run that has not been made, or not to its end
-                break
+        found = trial.leading(recipe)
         if len(found) > 1:
             runs[recipe.name] = found
         if len(found) < SEEDS:

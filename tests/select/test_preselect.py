@@ -32,6 +32,13 @@ def test_labels_are_the_extremes():
         labels(np.zeros(5), "strength", None, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize(("positives", "said"), [(99, True), (100, False)])
+def test_few_positives_are_said_aloud(positives, said, capfd):
+    strength = np.repeat([1.0, 0.0], [positives, 1000])
+    assert len(labels(strength, "strength", None, np.random.default_rng(0))[0]) == positives
+    assert ("only 99 of 1099 units" in capfd.readouterr().err) == said
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     """400 units of structure and 400 of junk, which prefer other tokens."""

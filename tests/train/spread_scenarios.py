@@ -18,7 +18,7 @@ from tilth.train import Checkpoints, Every, Learner, Loop, LoopSettings, Metrics
 from tilth.train.averaging import Ema, MovingAverage
 from tilth.train.metrics import NoMetrics
 from tilth.train.parallel import Parallel, ParallelSettings
-from tilth.train.processes import Processes, start_processes
+from tilth.train.processes import Processes, start_processes, stop_processes
 
 VOCABULARY = 17
 
@@ -142,3 +142,5 @@ if __name__ == "__main__":
         if shape not in by_shape:
             by_shape[shape] = start_processes("cpu", *shape)
         run(where, one, by_shape[shape], **({"steps": int(steps)} if steps else {}))
+    stop_processes()
+    assert all(one.quiet_group is None and one.sum_group is None for one in by_shape.values())

@@ -19,7 +19,8 @@ from tilth.stages.doctor import doctor
 from tilth.train.survive import manager
 from tilth.train.survive.group import ManagerSettings
 from tilth.train.survive.wire import Client
-from tilth.trial.chaos import Chaos, by_fault, differs, remade
+from tilth.trial.chaos import Chaos
+from tilth.trial.chaos_result import by_fault, differs, remade
 from tilth.trial.faults import Target, faults, flipped_byte, node, nodes, small_file_system, worker
 
 KEY = "00112233445566aa"

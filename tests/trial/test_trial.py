@@ -137,6 +137,9 @@ def test_more_recipes_may_follow_and_what_was_spent_before_is_paid_for(finished,
     trained = read_json(folder / "result.json")["runs"]["plain"][0]
     run = Trial(three, 1, folder).run()["runs"]["laddered"][0]
     assert run["steps"] == 18 and run["flops"] == pytest.approx(trained["flops"])
+    further = Trial(three, 3, folder)
+    assert [len(further.leading(recipe)) for recipe in three] == [2, 2, 1]
+    assert [one.seed for one in further.leading(three[0])] == [three[0].seed, three[0].seed + 1]
     with pytest.raises(BadInput, match="more may follow"):
         Trial(three[:2], 2, folder).run()
 

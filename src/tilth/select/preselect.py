@@ -22,11 +22,13 @@ from pydantic import Field
 from tilth.curate.linear import Linear, fit_logistic
 from tilth.data.pool import Pool
 from tilth.data.seeding import generator
-from tilth.recipe import BadInput
+from tilth.recipe import BadInput, say
 from tilth.select.drawing import described, size_threshold
 from tilth.select.ngrams import NGrams
 from tilth.select.protocols import Selector, SelectorConfig
 from tilth.select.scored import ByScore
+
+FEW = 100  # positives, below which a classifier of n-grams has little to learn from
 
 
 class PreSelect(SelectorConfig):
@@ -97,6 +99,9 @@ def labels(strength: np.ndarray, label: str, most: int | None, rng: np.random.Ge
     if not count:
         raise BadInput("No unit's losses rank the models by ability, so there is nothing to learn from: check the "
                        "order of `models` (weakest first), or give losses of more units.")
+    if count < FEW and count < len(strength) // 2:
+        say(f"  only {count} of {len(strength)} units with losses are positives: what the classifier learns from them "
+            f"may be chance. Give losses of more units, or of fewer models.")
     return np.sort(order[-count:]), np.sort(order[:count])
 
 

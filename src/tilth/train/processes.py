@@ -8,6 +8,7 @@ the matrices of one model (tensor parallelism) have the same data rank and see t
 import atexit
 import json
 import os
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -48,6 +49,7 @@ class Processes:
             self.data_group = _mine(rank, places.transpose(1, 2, 0).reshape(-1, self.data_world))
             self.context_group = _mine(rank, places.transpose(0, 2, 1).reshape(-1, context))
             self.sum_group = _mine(rank, places.transpose(2, 0, 1).reshape(tensor, -1))
+            _joined.add(self)
 
     @property
     def main(self) -> bool:
@@ -127,6 +129,11 @@ class Processes:
         if self.world > 1:
             dist.barrier(group=self.checkpoint_group)
 
+    def leave(self) -> None:
+        """Let go of the groups. While one is referred to its threads live on, and may still hold a tensor when the
+        interpreter ends, which aborts a process that has done all its work (torch 2.13, gloo)."""
+        self.data_group = self.context_group = self.sum_group = self.quiet_group = self.checkpoint_group = None
+
     def _device(self) -> torch.device:
         on_gpu = dist.get_backend(self.data_group) != "gloo" and torch.cuda.is_available()
         return torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
@@ -177,4 +184,9 @@ def launched() -> tuple[int, int, int] | None:
 def stop_processes() -> None:
     """Leave the group, if this process joined one."""
     if dist.is_initialized():
+        for one in _joined:
+            one.leave()
         dist.destroy_process_group()
+
+
+_joined: weakref.WeakSet[Processes] = weakref.WeakSet()

@@ -104,6 +104,16 @@ class Trial:
         write_page(self.folder / "trial.html", result, finished)
         return result
 
+    def leading(self, recipe: Recipe) -> list[Finished]:
+        """The finished runs of the first seeds, up to the first that is not finished yet."""
+        found: list[Finished] = []
+        for seed in range(self.seeds):
+            try:
+                found.append(self.finished(recipe, seed))
+            except BadInput:  # its files are not there
+                break
+        return found
+
     def finished(self, recipe: Recipe, seed: int) -> Finished:
         """A finished run: its bits and bytes of what is compared, its cost."""
         folder, summary = self._folder(recipe, seed), self.summary(recipe, seed, "pretrain")

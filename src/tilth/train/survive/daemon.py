@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from tilth.recipe.errors import BadInput, RunFailed
 from tilth.train.survive import persisted, wire
 from tilth.train.survive.group import Group, ManagerSettings
 from tilth.train.survive.parity import write_parity
+from tilth.train.survive.serving import serve
 from tilth.train.survive.slots import Damaged, Slot, Stamp, Status
 from tilth.train.survive.wire import Address, Refused
 
 
 class Manager:
-    """The state of one manager. Every connection has a thread of its own; one more does the work behind them."""
+    """The state of one manager. Every connection has a thread of its own (see `serving`); one more does the work behind
+    them."""
 
     def __init__(self, settings: ManagerSettings):
         self.settings = settings
@@ -269,42 +271,6 @@ class Manager:
         wire.log_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
         os._exit(0)
 
-    def serve(self, listener: Listener) -> None:
-        while True:
-            try:
-                connection = listener.accept()
-            except Exception as error:  # a stranger without the key, or one who left at once: the next may come
-                print(f"not let in: {error!r}", file=sys.stderr, flush=True)
-                continue
-            threading.Thread(target=self.talk, args=(connection,), daemon=True).start()
-
-    def talk(self, connection: Connection) -> None:
-        """Answer one connection until it ends."""
-        worker: dict[str, Any] | None = None  # whose life this connection is
-        try:
-            while True:
-                head, _ = wire.receive(connection)
-                self.contact = time.monotonic()
-                what = head.pop("ask")
-                answer = self.answer(what, head)
-                worker = self.worker if what == "live" else worker
-                if answer is not None:
-                    wire.send(connection, *answer)
-        except (OSError, EOFError):
-            if worker is not None:
-                worker["ended"] = worker["ended"] or time.time()
-
-    def answer(self, what: str, fields: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None] | None:
-        try:
-            found = getattr(self, f"on_{what}")(**fields)
-        except Refused as error:
-            return {"refused": error.kind, "text": str(error)}, None
-        except Damaged as error:
-            return {"refused": "damaged", "text": str(error)}, None
-        except (AttributeError, TypeError) as error:
-            return {"refused": "failed", "text": f"{what}: {error}"}, None
-        return found if found is None or isinstance(found, tuple) else (found, None)
-
 
 def end_worker(pid: int) -> None:
     """End a worker that has stopped moving. SIGABRT makes faulthandler write the stacks of its threads first; SIGCONT,
@@ -334,7 +300,7 @@ def main() -> None:
         listeners.append(Listener(("", 0), "AF_INET", backlog=64, authkey=bytes.fromhex(settings.secret)))
         manager.tcp = address["tcp"] = [socket.gethostname(), listeners[1].address[1]]
     threads: list[Callable[[], None]] = [manager.do_work, manager.watch,
-                                         *[partial(manager.serve, listener) for listener in listeners]]
+                                         *[partial(serve, manager, listener) for listener in listeners]]
     for target in threads:
         threading.Thread(target=target, daemon=True).start()
     print(json.dumps(address), flush=True)
