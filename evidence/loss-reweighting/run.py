@@ -28,10 +28,12 @@ CLEAN = {"linupper-1.0": ("linupper", 1.0), "linupper-0.4": ("linupper", 0.4), "
 CORRUPT = {"linupper-0.4": ("linupper", 0.4), "quadratic-0.4": ("quadratic", 0.4)}
 
 
-def arm(name: str, folder: Path, pool: Path | None, weigher: tuple[str, float] | None) -> Recipe:
+def arm(name: str, folder: Path, pool: Path | None, weigher: tuple[str, float] | None,
+        before: float = 0.0) -> Recipe:
     policy: dict[str, Any] = {} if weigher is None else {"weigher": {
         "kind": weigher[0], "temperature": weigher[1], "warmup": STEPS // 20}}
-    return setting.recipe(name, folder, {"steps": STEPS}, LR, BATCH, policy=policy, part="natural", pool=pool)
+    budget = {"steps": STEPS, **({"before": before} if before else {})}
+    return setting.recipe(name, folder, budget, LR, BATCH, policy=policy, part="natural", pool=pool)
 
 
 def trials(folder: Path) -> dict[str, Trial]:
@@ -43,6 +45,14 @@ def trials(folder: Path) -> dict[str, Trial]:
                  *(arm(name, folder, corrupt[kind], one) for name, one in weighers.items())]
         found[kind] = Trial(named, SEEDS, folder / kind, measure="natural")
     return found
+
+
+def with_short(folder: Path, clean: Trial) -> Trial:
+    """The clean trial and uniform weights for as many steps as the weighted runs take: what the lost steps alone cost.
+    Added after the results were known."""
+    whole, part = clean.finished(clean.recipes[0], 0), clean.finished(clean.recipes[1], 0)
+    short = arm("uniform-short", folder, None, None, before=whole.flops * (1 - part.steps / whole.steps))
+    return Trial([*clean.recipes, short], SEEDS, folder / "clean", measure="natural")
 
 
 def corrupted(folder: Path) -> Path:
@@ -114,6 +124,9 @@ def main() -> int:
     for kind, trial in trials(Path(sys.argv[1])).items():
         if len(sys.argv) == 2 or kind in sys.argv[2:]:
             trial.run()
+            if kind == "clean":
+                trial = with_short(Path(sys.argv[1]), trial)
+                trial.run()
             tables[kind] = table(trial)
             write_json(path, tables)
             report(tables)

@@ -75,6 +75,8 @@ def arms(folder: Path) -> dict[str, dict[str, Any]]:
         "mates": mates(),
         "mates-frozen": mates(frozen=True),
         "mates-diverse": mates(diversity={"kind": "quota"}),
+        "mates-quota": mates(diversity={"kind": "quota", "cap": 1.0}),
+        "mates-facility": mates(diversity={"kind": "facility"}),
         "influence-mixture": {"policy": {"mixture": {"kind": "influence", "reference": near, "probes": 210,
                                                      "influence": "first"}, "stretch_units": STRETCH}},
         "semdedup": selector("semdedup", start=0)}
