@@ -92,9 +92,9 @@ def charts(result: Mapping[str, Any]) -> list[Markup]:
                                 x_label="count", y_label="performance", x_log=True,
                                 note="Bins are equally wide in the logarithm; the first holds the zeros. The line is "
                                      "that of single concepts with a count above 0."))
+        names = [f"up to {edge:,.0f}" if edge >= 100 else f"up to {edge:.3g}" for edge in bins["edges"]]
         found.append(bar_chart("Concepts in each bin", [
-            Bar(f"up to {edge:,.0f}", size, str(size)) for edge, size in zip(bins["edges"], bins["sizes"],
-                                                                             strict=True)]))
+            Bar(name, size, str(size)) for name, size in zip(names, bins["sizes"], strict=True)]))
     return found
 
 
