@@ -163,10 +163,14 @@ def start_processes(device: str = "auto", tensor: int = 1, context: int = 1) -> 
 
 
 def _store(rank: int, world: int) -> dist.Store:
-    """Where the processes of this start find each other. torchrun keeps one store over its restarts; without a prefix,
-    gloo would read there the addresses of processes that are gone."""
+    """Where the processes of this start find each other. An agent of torchrun that shares its own store keeps it over
+    restarts; without a prefix, gloo would read there the addresses of processes that are gone. Where agents do not
+    share (several machines with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) every start has a fresh store, and must not have
+    the prefix: the agent of a machine that took another's place counts its restarts from 0."""
     store, *_ = next(dist.rendezvous("env://", rank, world))
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return store
 
 
 def launched() -> tuple[int, int, int] | None:
