@@ -5,6 +5,7 @@
 - saves: a snapshot against synchronous torch.save with fsync and torch.distributed.checkpoint.async_save, all every
   other step: a tenth of a second shows in blocks of two steps, and drowns in blocks of ten.
 - kills: random faults from a chaos run (`--chaos FOLDER`, resumable: more `--times` go on where it stopped).
+- nodes: the same between machines made of network namespaces (`--nodes-chaos FOLDER`, `--nodes-times`; root).
 """
 
 import argparse
@@ -120,27 +121,40 @@ def _cheaper(found: dict[str, Any], arm: str, peer: str, wanted: str) -> Claim:
 
 
 def kills(arguments: argparse.Namespace) -> list[Claim]:
-    missing = "no chaos run was given: --chaos FOLDER (made by `tilth chaos`, or here with --times)"
-    names = {"kills_random_faults": ("faults", ">= 200"), "kills_wrong_resumes": ("runs", "== 0"),
-             "kills_hangs": ("runs", "== 0"), "kills_most_steps_again_over_interval": ("of the interval", "<= 1"),
-             "kills_left_behind": ("managers or regions", "== 0")}
-    if arguments.chaos is None:
+    return broken("kills", ">= 200", arguments.chaos, arguments.times, arguments.kill, arguments.chaos_processes, 0)
+
+
+def nodes(arguments: argparse.Namespace) -> list[Claim]:
+    return broken("nodes", ">= 20", arguments.nodes_chaos, arguments.nodes_times, f"{arguments.kill},network", 3, 3)
+
+
+def broken(prefix: str, wanted_faults: str, folder: Path | None, times: int, kinds: str, processes: int,
+           machines: int) -> list[Claim]:
+    """What a chaos run in `folder` found, after as many faults as `times` says."""
+    missing = f"no chaos run was given: --{'nodes-' if machines else ''}chaos FOLDER (made by `tilth chaos`, or here)"
+    names = {f"{prefix}_random_faults": ("faults", wanted_faults), f"{prefix}_wrong_resumes": ("runs", "== 0"),
+             f"{prefix}_hangs": ("runs", "== 0"),
+             f"{prefix}_most_steps_again_over_interval": ("of the interval", "<= 1"),
+             f"{prefix}_left_behind": ("managers or regions", "== 0")}
+    if folder is None:
         return [Claim(name, None, unit, wanted, None, missing) for name, (unit, wanted) in names.items()]
-    if arguments.times:
-        text = arguments.chaos / "text"  # a copy: an edited file would be another text in the middle of it all
+    if times:
+        text = folder / "text"  # a copy: an edited file would be another text in the middle of it all
         if not text.exists():
             shutil.copytree(HERE.parent / "docs", text)
-        Chaos(str(HERE / "survival_chaos.yaml"), [f"curate.inputs.0.path={text}"], arguments.kill.split(","),
-              arguments.chaos_processes, arguments.chaos).run(arguments.times)
-    result = read_json(arguments.chaos / "result.json")
-    lines = read_json_lines(arguments.chaos / "kills.jsonl")
+        Chaos(str(HERE / "survival_chaos.yaml"), [f"curate.inputs.0.path={text}"], kinds.split(","), processes, folder,
+              nodes=machines).run(times)
+    result = read_json(folder / "result.json")
+    lines = read_json_lines(folder / "kills.jsonl")
     again = [line["recovered"]["steps_again"] for line in lines
              if line.get("recovered") and line["recovered"]["path"] in ("memory", "parity")]
     about = ", ".join(f"{one['times']} {name}" for name, one in result["by_fault"].items())
     values = (result["faults"], len(result["unequal"]), result["hangs"],
               max(again, default=0) / result["snapshot_steps"], result["left_behind"])
+    where = f" on {machines} machines of network namespaces" if machines else ""
     return [Claim(name, float(value), unit, wanted, None, f"{about}; {result['rounds']} runs of {result['processes']} "
-                  f"workers, each equal to an undisturbed one in weights, moments and losses, or counted as wrong")
+                  f"workers{where}, each equal to an undisturbed one in weights, moments and losses, or counted as "
+                  f"wrong")
             for (name, (unit, wanted)), value in zip(names.items(), values, strict=True)]
 
 
@@ -152,7 +166,10 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=0, help="with --chaos: go on to this number of faults")
     parser.add_argument("--kill", default="worker,node,nodes,all,hang,storage")
     parser.add_argument("--chaos-processes", type=int, default=3)
-    return run_sections("survival", {"overhead": overhead, "saves": saves, "kills": kills}, parser, versions, HERE)
+    parser.add_argument("--nodes-chaos", type=Path, help="folder of a chaos run on nodes")
+    parser.add_argument("--nodes-times", type=int, default=0)
+    sections = {"overhead": overhead, "saves": saves, "kills": kills, "nodes": nodes}
+    return run_sections("survival", sections, parser, versions, HERE)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tilth.recipe.files import read_json, read_json_lines, write_json
 from tilth.train.survive import manager, wire
 from tilth.train.survive.account import LOG
 from tilth.train.survive.members import MARK
+from tilth.trial import agents
 from tilth.trial.chaos import Chaos
 from tilth.trial.chaos_result import differs
 from tilth.trial.faults import Target, node, nodes, worker
@@ -38,7 +39,7 @@ def disturbed(chaos: Chaos, seed: int) -> dict[str, Any]:
     for name in chaos.recipe.stages:
         if name != chaos.stage:
             shutil.copytree(chaos.folder / "undisturbed" / name, folder / name)
-    process = chaos.launch(folder, restarts=10)
+    process = agents.here(chaos.command(folder), chaos.processes, 10, folder.with_suffix(".log"))
     for step, fault in FAULTS:
         wait(process, lambda step=step: step_of(stage) >= step)
         before = len(events)
@@ -46,7 +47,7 @@ def disturbed(chaos: Chaos, seed: int) -> dict[str, Any]:
         at, what = step_of(stage), fault(target)
         wait(process, lambda before=before: len(read_json_lines(stage / LOG)) > before)
         events.append({"after": step, "at": at, "what": what, **read_json_lines(stage / LOG)[-1]})
-    if process.wait(timeout=600):
+    if process.wait(600):
         raise SystemExit(f"the disturbed run of seed {seed} failed; see {folder.with_suffix('.log')}")
     key = target.key
     return {"faults": events, "difference": differs(chaos.folder / "undisturbed" / chaos.stage, stage),
@@ -58,7 +59,7 @@ def step_of(stage: Path) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def wait(process: subprocess.Popen[bytes], condition: Any) -> bool:
+def wait(process: agents.Agents, condition: Any) -> bool:
     until = time.monotonic() + 600
     while not condition():
         if process.poll() is not None or time.monotonic() > until:

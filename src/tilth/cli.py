@@ -377,13 +377,15 @@ def concepts(output: Output,
 @app.command()
 def chaos(recipe: RecipeName, changes: Changes = None,
           kill: Annotated[str, typer.Option(help="Comma-separated: worker, node, nodes (two at once), all, hang, "
-                                                 "storage.")] = "worker,node,storage,hang",
+                                                 "storage, network.")] = "worker,node,storage,hang",
           times: Annotated[int, typer.Option(min=1, help="Faults, in as many runs as it takes.")] = 20,
           processes: Annotated[int, typer.Option(min=2, help="Workers.")] = 4,
+          nodes: Annotated[int, typer.Option(help="Machines, made of network namespaces (root), that share the "
+                                                  "workers; 0: groups of processes stand for machines.")] = 0,
           shard: Shard = False, folder: Folder = None, seed: int = 0, as_json: Json = False) -> None:
     """Train under torchrun, break things at random moments, prove that nothing came out differently."""
     from tilth.trial.chaos import run_chaos
-    _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed, shard))
+    _finish(as_json, run_chaos(recipe, changes or [], kill, times, processes, folder, seed, shard, nodes))
 
 
 @app.command()

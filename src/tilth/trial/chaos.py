@@ -10,12 +10,11 @@ The same command goes on where it stopped; more `times` run more rounds.
 """
 
 import json
+import math
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -33,8 +32,12 @@ from tilth.stages.stage import Recipe
 from tilth.train.survive import manager, wire
 from tilth.train.survive.account import LOG
 from tilth.train.survive.members import MARK, Survive
+from tilth.trial import agents
+from tilth.trial.agents import Agents
 from tilth.trial.chaos_result import by_fault, differs, remade, table
 from tilth.trial.faults import KINDS, Target, faults, moments, small_file_system, worker
+from tilth.trial.faults import left as left_by
+from tilth.trial.namespaces import Nodes, possible
 from tilth.trial.trial import only, with_stage
 
 DISK, MEMORY = 256, 64  # MiB of the small file systems of a round
@@ -44,15 +47,23 @@ PATIENCE = 240.0  # seconds without a step after a fault: then the run hangs
 
 class Chaos:
     """name, changes: the recipe, which must have one pretrain stage; kinds: of faults, see `tilth.trial.faults`;
-    shard: spread the state over the processes."""
+    shard: spread the state over the processes; nodes: so many machines, each with its part of the processes, made of
+    network namespaces (see `tilth.trial.namespaces`); 0: groups of processes of this machine stand for machines."""
 
     def __init__(self, name: str, changes: Sequence[str], kinds: Sequence[str], processes: int, folder: Path,
-                 seed: int = 0, shard: bool = False):
+                 seed: int = 0, shard: bool = False, nodes: int = 0):
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or not kinds:
             raise BadInput(f"--kill knows {', '.join(KINDS)}, not '{', '.join(unknown)}'.")
         self.kinds, self.processes, self.folder, self.seed = list(kinds), processes, folder, seed
-        self.shard = shard
+        self.shard, self.nodes = shard, nodes
+        if nodes and (nodes < 2 or processes % nodes):
+            raise BadInput(f"{processes} processes cannot be spread evenly over {nodes} nodes (two or more).")
+        if nodes and not possible():
+            raise BadInput("--nodes makes machines of network namespaces, which takes Linux, root and iproute2. "
+                           "Without it groups of processes stand for machines.")
+        if "network" in kinds and not nodes:
+            raise BadInput("A network can only fail between nodes: give --nodes too, or leave `network` out of --kill.")
         self.recipe = with_survival(up_to(load_recipe(name, changes), "pretrain"))
         self.stage = only(self.recipe, "pretrain")
         self.kills = folder / "kills.jsonl"
@@ -77,7 +88,8 @@ class Chaos:
         self._undisturbed()
 
     def _check_same(self) -> None:
-        asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes, "shard": self.shard}
+        asked = {"recipe": self.recipe.model_dump(mode="json"), "processes": self.processes, "shard": self.shard,
+                 **({"nodes": self.nodes} if self.nodes else {})}
         path = self.folder / "chaos.json"
         if path.exists() and read_json(path) != json.loads(json.dumps(asked)):
             raise BadInput(f"{self.folder} holds a chaos run of another recipe or number of processes. Choose another "
@@ -98,23 +110,19 @@ class Chaos:
         folder = self.folder / "undisturbed"
         if not (folder / self.stage / "model").exists():
             say("chaos: the run that nobody disturbs")
-            if self.launch(folder, restarts=0).wait():
+            if agents.here(self.command(folder), self.processes, 0, folder.with_suffix(".log")).wait(math.inf):
                 raise RunFailed(f"The run that nobody disturbs failed; see {folder.with_suffix('.log')}.")
 
-    def launch(self, folder: Path, restarts: int) -> subprocess.Popen[bytes]:
-        """The run in `folder` under torchrun, its output beside it."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                   str(self.processes), "--max-restarts", str(restarts), "--monitor-interval", "0.05", "-m", "tilth",
-                   "pretrain", str(self.folder / "recipe.yaml"), "--folder", str(folder), "--device", "cpu",
-                   *(["--shard"] if self.shard else [])]
-        with open(folder.with_suffix(".log"), "ab") as file:
-            return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env={
-                **os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"})
+    def command(self, folder: Path) -> list[str]:
+        """What torchrun starts, for the run in `folder`."""
+        return ["-m", "tilth", "pretrain", str(self.folder / "recipe.yaml"), "--folder", str(folder), "--device", "cpu",
+                *(["--shard"] if self.shard else [])]
 
     def _result(self) -> dict[str, Any]:
         lines = self._lines()
         rounds = [line for line in lines if "equal" in line]
-        return {"recipe": self.recipe.name, "processes": self.processes, "faults": len(self._faults()),
+        return {"recipe": self.recipe.name, "processes": self.processes, "nodes": self.nodes,
+                "faults": len(self._faults()),
                 "rounds": len(rounds), "unequal": [line for line in rounds if not line["equal"]],
                 "hangs": sum(line["hung"] for line in rounds), "left_behind": sum(line["left"] for line in rounds),
                 "snapshot_steps": self.recipe.stages[self.stage].survive.snapshot_steps,  # type: ignore[attr-defined]
@@ -138,39 +146,43 @@ class Round:
             for name in self.chaos.recipe.stages:
                 if name != self.chaos.stage:
                     shutil.copytree(self.chaos.folder / "undisturbed" / name, self.folder / name)
-            if small:
-                os.environ["TILTH_SHARED_MEMORY"] = str(memory)
-            try:
-                equal = self._disturb(most, disk, small)
-            finally:
-                os.environ.pop("TILTH_SHARED_MEMORY", None)
+            log, command = self.folder.with_suffix(".log"), self.chaos.command(self.folder)
+            if self.chaos.nodes:
+                with Nodes(self.chaos.nodes) as nodes:
+                    equal = self._disturb(agents.on_nodes(command, self.chaos.processes, nodes, log), most, disk, False)
+            else:
+                if small:
+                    os.environ["TILTH_SHARED_MEMORY"] = str(memory)
+                try:
+                    equal = self._disturb(agents.here(command, self.chaos.processes, agents.RESTARTS, log), most, disk,
+                                          small)
+                finally:
+                    os.environ.pop("TILTH_SHARED_MEMORY", None)
             if not equal:
                 shutil.copytree(self.folder, self.folder.with_suffix(".unequal"), dirs_exist_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
 
-    def _disturb(self, most: int, disk: bool, memory: bool) -> bool:
-        process = self.chaos.launch(self.folder, restarts=100_000)
-        hung = False
+    def _disturb(self, process: Agents, most: int, disk: bool, memory: bool) -> bool:
+        hung, self.process = False, process
         try:
             for _ in range(most):
                 if not self._fault(process, disk, memory):
                     break
-            process.wait(PATIENCE)
+            code = process.wait(PATIENCE)
         except (subprocess.TimeoutExpired, Hung):
             hung = True
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            self._end_all(process)
+            process.end()
         left = self._left()
-        for one in left:
-            manager.clean(one)
+        if process.nodes is None:  # nodes take everything with them
+            for one in left:
+                manager.clean(one)
         before = [name for name in self.chaos.recipe.stages if name != self.chaos.stage]
         if (name := remade(self.chaos.folder / "undisturbed", self.folder, before)) is not None:
             raise BadInput(f"What the stage '{name}' reads changed while {self.chaos.folder} was at work, so that its "
                            f"runs cannot be compared. Give chaos inputs that nobody edits, and another --folder.")
-        difference = "hung" if hung else f"exit code {process.returncode}" if process.returncode else (
+        difference = "hung" if hung else f"exit code {code}" if code else (
             differs(self.chaos.folder / "undisturbed" / self.chaos.stage, self.stage))
         self._write({"round": self.number, "equal": difference is None, "difference": difference, "hung": hung,
                      "left": 0 if hung else len(left)})
@@ -178,7 +190,7 @@ class Round:
             self.folder.with_suffix(".log").unlink()
         return difference is None
 
-    def _fault(self, process: subprocess.Popen[bytes], disk: bool, memory: bool) -> bool:
+    def _fault(self, process: Agents, disk: bool, memory: bool) -> bool:
         """Wait for training to move on, break something, wait until it has moved on again; whether it did."""
         target = self._target(disk, memory)
         at = self._wait_for_steps(process, self._step() + self.chance.randrange(2, 40))
@@ -212,13 +224,14 @@ class Round:
             with suppress(BadInput, KeyError):
                 token = read_json(self.stage / MARK)["token"]
                 self.keys.add(wire.run_key(self.stage, token))
-                return Target(self.stage, wire.run_key(self.stage, token), self.chance, disk, memory)
+                return Target(self.stage, wire.run_key(self.stage, token), self.chance, disk, memory,
+                              agents=self.process)
             if (self.stage / "model").exists():
                 return None
             time.sleep(0.05)
         return None
 
-    def _again(self, target: Target, process: subprocess.Popen[bytes]) -> bool:
+    def _again(self, target: Target, process: Agents) -> bool:
         """Kill another worker as soon as the restarted ones have looked for their managers."""
         old = {one.worker for one in target.members()}
         until = time.monotonic() + 60
@@ -236,7 +249,7 @@ class Round:
         lines = read_json_lines(self.stage / "metrics.jsonl") if self.stage.exists() else []
         return lines[-1]["step"] if lines else 0
 
-    def _wait_for_steps(self, process: subprocess.Popen[bytes], step: int) -> int | None:
+    def _wait_for_steps(self, process: Agents, step: int) -> int | None:
         until = time.monotonic() + PATIENCE
         while process.poll() is None:
             if (found := self._step()) >= step:
@@ -246,7 +259,7 @@ class Round:
             time.sleep(0.02)
         return None
 
-    def _recovered(self, process: subprocess.Popen[bytes], before: int) -> dict[str, Any] | None:
+    def _recovered(self, process: Agents, before: int) -> dict[str, Any] | None:
         """The line that the run wrote of its recovery; None where it came to its end without one."""
         until = time.monotonic() + PATIENCE
         while process.poll() is None:
@@ -258,14 +271,8 @@ class Round:
             time.sleep(0.02)
         return None
 
-    def _end_all(self, process: subprocess.Popen[bytes]) -> None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(40)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
     def _left(self) -> list[manager.Leftover]:
-        return [one for one in manager.leftovers() if one.key in self.keys]
+        return [one for one in left_by(self.process) if one.key in self.keys]
 
     def _write(self, line: dict[str, Any]) -> None:
         with open(self.chaos.kills, "ab") as file:
@@ -286,8 +293,8 @@ def with_survival(recipe: Recipe) -> Recipe:
 
 
 def run_chaos(name: str, changes: Sequence[str], kinds: str, times: int, processes: int, folder: Path | None,
-              seed: int, shard: bool) -> dict[str, Any]:
+              seed: int, shard: bool, nodes: int = 0) -> dict[str, Any]:
     """The command."""
     chaos = Chaos(name, changes, [kind.strip() for kind in kinds.split(",")], processes,
-                  folder or Path("runs") / "chaos", seed, shard)
+                  folder or Path("runs") / "chaos", seed, shard, nodes)
     return chaos.run(times)

@@ -17,12 +17,15 @@ import numpy as np
 from tilth.train.survive import manager
 from tilth.train.survive.manager import Leftover
 from tilth.train.survive.region import PAGE, shared_folder
+from tilth.trial.agents import Agents
+from tilth.trial.namespaces import Nodes
 
 
 @dataclass
 class Target:
     """A run under torchrun. folder: of its training stage; key: of its managers; small_disk, small_memory: whether its
-    folder, or its shared memory, lies on a small file system of its own, which may be filled."""
+    folder, or its shared memory, lies on a small file system of its own, which may be filled; agents: where it runs on
+    nodes, what runs it there."""
 
     folder: Path
     key: str
@@ -30,10 +33,15 @@ class Target:
     small_disk: bool = False
     small_memory: bool = False
     ballast: list[Path] = field(default_factory=list)
+    agents: Agents | None = None
 
     def members(self) -> list[Leftover]:
         """The managers of the run that have a living worker."""
-        return [one for one in manager.leftovers() if one.key == self.key and one.worker]
+        return [one for one in left(self.agents) if one.key == self.key and one.worker]
+
+    def number(self, one: Leftover) -> int:
+        """Of its node, or its place on this machine."""
+        return one.place if self.agents is None or self.agents.nodes is None else node_of(self.agents.nodes, one)
 
     def free(self) -> None:
         """Take the ballast out again."""
@@ -47,8 +55,29 @@ def end(pid: int | None, number: int = signal.SIGKILL) -> None:
             os.kill(pid, number)
 
 
-def lose_machine(one: Leftover) -> None:
-    """Worker and manager killed, memory gone."""
+def left(agents: Agents | None) -> list[Leftover]:
+    """All managers of this machine, or of the nodes that the agents run on, and what managers left."""
+    if agents is None or agents.nodes is None:
+        return manager.leftovers()
+    found = []
+    for number in range(len(agents.nodes.addresses)):
+        with agents.nodes.inside(number):
+            found += manager.leftovers()
+    return found
+
+
+def node_of(nodes: Nodes, one: Leftover) -> int:
+    """The node whose folders hold what was found."""
+    folders = zip(nodes.runtime, nodes.shared, strict=True)
+    return next(number for number, both in enumerate(folders)
+                if any(path.is_relative_to(folder) for path in one.paths for folder in both))
+
+
+def lose_machine(target: Target, one: Leftover) -> None:
+    """Worker and manager killed, memory gone; on a node everything that ran there, and its agent."""
+    if target.agents is not None and target.agents.nodes is not None:
+        target.agents.lose(target.number(one))
+        return
     end(one.pid)
     end(one.worker)
     while one.pid and _runs(one.pid):
@@ -67,36 +96,50 @@ def worker(target: Target) -> str:
     """SIGKILL to one worker."""
     one = target.chance.choice(target.members())
     end(one.worker)
-    return f"worker {one.place}"
+    return f"worker {target.number(one)}"
 
 
 def node(target: Target) -> str:
     """One worker and its manager killed, and the manager's memory removed: a lost machine."""
     one = target.chance.choice(target.members())
-    lose_machine(one)
-    return f"node {one.place}"
+    lose_machine(target, one)
+    return f"node {target.number(one)}"
 
 
 def nodes(target: Target) -> str:
     """Two lost machines at once: more than one parity can rebuild."""
-    lost = target.chance.sample(target.members(), 2)
-    for one in lost:
-        lose_machine(one)
-    return "nodes " + ", ".join(str(one.place) for one in lost)
+    first = {target.number(one): one for one in target.members()}
+    lost = target.chance.sample(sorted(first), 2)
+    for number in lost:
+        lose_machine(target, first[number])
+    return "nodes " + ", ".join(map(str, lost))
 
 
 def everything(target: Target) -> str:
     """All workers and managers at once."""
-    for one in target.members():
-        lose_machine(one)
+    for one in {target.number(one): one for one in target.members()}.values():
+        lose_machine(target, one)
     return "all"
+
+
+def network(target: Target) -> str:
+    """The network of a node fails for longer than a run may stand still; nothing dies of it but by the watchdogs."""
+    assert target.agents is not None and target.agents.nodes is not None
+    number = target.chance.choice(sorted({target.number(one) for one in target.members()}))
+    target.agents.nodes.cut(number)
+    try:
+        _wait(lambda: not any(target.number(one) != number for one in target.members()), 120.0)
+        time.sleep(target.chance.uniform(0.0, 3.0))
+    finally:
+        target.agents.nodes.mend(number)
+    return f"network of node {number} cut"
 
 
 def hang(target: Target) -> str:
     """SIGSTOP to one worker: it stands still, and the others in their next collective."""
     one = target.chance.choice(target.members())
     end(one.worker, signal.SIGSTOP)
-    return f"stopped worker {one.place}"
+    return f"stopped worker {target.number(one)}"
 
 
 def stalled_write(target: Target) -> str:
@@ -107,7 +150,7 @@ def stalled_write(target: Target) -> str:
         found = any((target.folder / "checkpoints").glob(".step-*.part"))
         time.sleep(0.0005)
     for one in target.members():
-        if one.place == 0:
+        if target.number(one) == 0:
             end(one.worker, signal.SIGSTOP)
     return "stalled write of a checkpoint" if found else "stopped worker 0"
 
@@ -124,7 +167,7 @@ def flipped_byte(target: Target) -> str:
             byte = file.read(1)
             file.seek(at)
             file.write(bytes([byte[0] ^ 1]))
-    return f"flipped a byte of member {one.place}, killed {worker(target)}"
+    return f"flipped a byte of member {target.number(one)}, killed {worker(target)}"
 
 
 def cut_file(target: Target) -> str:
@@ -149,9 +192,9 @@ def full_disk(target: Target) -> str:
 def full_memory(target: Target) -> str:
     """Shared memory full, and a machine lost: its new manager finds no room until the others make it."""
     one = target.chance.choice(target.members())
-    lose_machine(one)
+    lose_machine(target, one)
     _fill(shared_folder(), target)
-    return f"full shared memory, node {one.place}"
+    return f"full shared memory, node {target.number(one)}"
 
 
 def _fill(folder: Path, target: Target) -> None:
@@ -172,11 +215,11 @@ def faults(kinds: list[str], target: Target) -> dict[str, list[Fault]]:
     storage += [full_disk] if target.small_disk else []
     storage += [full_memory] if target.small_memory else []
     known: dict[str, list[Fault]] = {"worker": [worker], "node": [node], "nodes": [nodes], "all": [everything],
-                                     "hang": [hang], "storage": storage}
+                                     "hang": [hang], "storage": storage, "network": [network]}
     return {kind: known[kind] for kind in kinds}
 
 
-KINDS = ("worker", "node", "nodes", "all", "hang", "storage")
+KINDS = ("worker", "node", "nodes", "all", "hang", "storage", "network")
 
 
 @contextmanager
@@ -213,7 +256,9 @@ def _wait(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def _dirty(target: Target) -> bool:
-    for path in shared_folder().glob(f"tilth-{target.key}-*-[ab]"):
+    agents = target.agents
+    folders = [shared_folder()] if agents is None or agents.nodes is None else agents.nodes.shared
+    for path in (path for folder in folders for path in folder.glob(f"tilth-{target.key}-*-[ab]")):
         with suppress(OSError), open(path, "rb") as file:
             if np.frombuffer(file.read(24), np.int64)[2:3].tolist() == [1]:
                 return True

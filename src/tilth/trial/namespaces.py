@@ -8,9 +8,12 @@ cluster with a common file system.
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -48,7 +51,8 @@ class Nodes:
                  trace: TracebackType | None) -> None:
         self._remove()
 
-    def start(self, node: int, command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    def start(self, node: int, command: Sequence[str], environment: dict[str, str],
+              log: Path) -> subprocess.Popen[bytes]:
         """Run a command in a node, in a session of its own, its output at the end of `log`."""
         inside = ["ip", "netns", "exec", self._space(node), "unshare", "--uts", "sh", "-c",
                   'hostname "$0" && exec "$@"', self.addresses[node], *command]
@@ -56,6 +60,32 @@ class Nodes:
             return subprocess.Popen(inside, stdout=file, stderr=file, start_new_session=True, env={
                 **environment, "XDG_RUNTIME_DIR": str(self.runtime[node]), "GLOO_SOCKET_IFNAME": LINK,
                 "TILTH_SHARED_MEMORY": str(self.shared[node])})
+
+    def lose(self, node: int) -> None:
+        """End everything in a node and take its memory and sockets away; it can be started in again."""
+        while pids := subprocess.run(["ip", "netns", "pids", self._space(node)], capture_output=True,
+                                     text=True).stdout.split():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.005)
+        for folder in (self.runtime[node], self.shared[node]):
+            for path in list(folder.iterdir()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    @contextmanager
+    def inside(self, node: int) -> Iterator[None]:
+        """In the block this process finds the node's sockets and shared memory."""
+        names = {"XDG_RUNTIME_DIR": str(self.runtime[node]), "TILTH_SHARED_MEMORY": str(self.shared[node])}
+        before = {name: os.environ.get(name) for name in names}
+        os.environ.update(names)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
     def cut(self, node: int) -> None:
         """The network of a node fails; nothing in it ends."""
@@ -81,6 +111,8 @@ class Nodes:
             self.shared.append(Path(tempfile.mkdtemp(prefix=f"{space}-", dir=shared_folder())))
 
     def _remove(self) -> None:
+        for node in range(len(self.runtime)):
+            self.lose(node)
         for node in range(len(self.addresses)):
             _ip("netns", "delete", self._space(node), must=False)
             _ip("link", "delete", self._link(node), must=False)
