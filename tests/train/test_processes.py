@@ -16,6 +16,7 @@ from tilth.recipe import BadInput
 from tilth.recipe.files import read_json_lines
 from tilth.train.checkpoint import load_state
 from tilth.train.parallel import ParallelSettings, settings_of
+from tilth.train import processes as module
 from tilth.train.processes import Processes, launched
 
 ALONE = ParallelSettings()
@@ -195,3 +196,16 @@ def test_launchers_are_known_by_their_environment(monkeypatch, environment, foun
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launched() == found
+
+
+@pytest.mark.parametrize(("shared", "fresh"), [("True", True), ("False", False)])
+def test_restarts_are_told_apart_only_in_a_store_that_is_kept(shared, fresh, monkeypatch):
+    """Agents that share one keep it over restarts, of which all count the same; without that every start has its own,
+    and the agent of a machine that took another's place counts from 0."""
+    kept = torch.distributed.HashStore()
+    monkeypatch.setattr(module.dist, "rendezvous", lambda *rest: iter([(kept, 0, 2)]))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    module._store(0, 2).set("address", "of the first start")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert module._store(0, 2).check(["address"]) != fresh

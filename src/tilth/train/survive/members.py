@@ -62,8 +62,8 @@ class Members:
         hosts = set(exchange.everyone(socket.gethostname()))
         self._secret = hashlib.sha256(f"secret {token}".encode()).hexdigest() if len(hosts) > 1 else None
         if len(hosts) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            self.tell("  torchrun shares its store between machines, so that one that takes another's place cannot join "
-                      "(torch 2.13); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where it starts")
+            self.tell("  torchrun shares its store between machines, so that one that takes another's place cannot "
+                      "join (torch 2.13); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where it starts")
         self.address = manager.start(self._manager_settings())
         self.said = exchange.everyone(self._holdings(len(hosts)))
         # One process has nobody to protect it against a lost machine.
