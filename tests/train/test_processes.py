@@ -14,9 +14,9 @@ from train_toys import pool_stream
 
 from tilth.recipe import BadInput
 from tilth.recipe.files import read_json_lines
+from tilth.train import processes as module
 from tilth.train.checkpoint import load_state
 from tilth.train.parallel import ParallelSettings, settings_of
-from tilth.train import processes as module
 from tilth.train.processes import Processes, launched
 
 ALONE = ParallelSettings()
