@@ -230,3 +230,17 @@ def test_duplicates_can_stay_or_be_placed_among_the_rules(corpus, tmp_path):
     report = run(config(corpus, rules=placed, exact_duplicates=False, held_out=None), tmp_path / "b")
     assert report["rules"][2]["name"] == "same text" and report["rules"][2]["dropped"]["documents"] == 4
     assert without["kept"]["documents"] == report["kept"]["documents"] + 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_no_record_has_is_said_aloud(tmp_path, capfd, workers):
+    rows = [{"text": sentence(number), "metadata": {"score": 1.0}} for number in range(40)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps({"text": row["text"] + " Else."}) + "\n" for row in rows))
+    rules = [{"kind": "drop", "attribute": f"metadata.{name}", "minimum": 0} for name in ("score", "skore")]
+    made = parse(CurateConfig, {"inputs": [{"kind": "jsonl", "path": str(tmp_path / "*.jsonl")}], "rules": [
+        {**rule, "name": rule["attribute"]} for rule in rules], "held_out": None, "exact_duplicates": False})
+    report = run(made, tmp_path / "out", workers=workers, shard_bytes=1)
+    assert report["absent"] == ["metadata.skore"]
+    said = capfd.readouterr().err
+    assert said.count("no record has 'metadata.skore'") == 1 and "'metadata.score'" not in said

@@ -59,7 +59,7 @@ def test_spans_become_one_number(tmp_path, reduce, values):
 
 @pytest.mark.parametrize(("braces", "match"), [
     ([BRACES[1], BRACES[0], BRACES[2]], "line 1: holds attributes of 'b', but the document of that line is 'a'"),
-    (BRACES[:2], "ends before line 3")])
+    (BRACES[:2], "ends before line 3"), ([*BRACES, BRACES[2]], "goes on after line 3")])
 def test_files_that_do_not_match_line_by_line_stop_the_run(tmp_path, braces, match):
     with pytest.raises(BadInput, match=match):
         read(dataset(tmp_path, braces=braces), "c4_v2")

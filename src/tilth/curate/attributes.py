@@ -6,6 +6,7 @@ the rules' business, so that they change without measuring again.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import polars as pl
 
@@ -20,6 +21,7 @@ class Attribute(Config):
     """Base of all attributes. An outside class defines `expression`, or `columns` with `expressions` or `measure`."""
 
     kind: str = "characters"
+    of_records: ClassVar[bool] = False  # whether it is read off the records' metadata, in which it may not be
 
     def columns(self) -> tuple[str, ...]:
         """Names of the columns this attribute adds."""

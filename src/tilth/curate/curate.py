@@ -86,12 +86,14 @@ def curate(inputs: Sequence[Input], rules: Sequence[Rule] = (), attributes: Sequ
         quarantined = _quarantined(summaries)
         if not summary_of(summaries, "read").documents:
             raise _empty(inputs, quarantined)
+        absent = _absent(summaries)
         decisions, clusters = decide(plan, shards)
         _make_room(plan)
         write_clusters(plan, shards, clusters)
         held_part = write_held_out(plan, shards, decisions)
         _second_passes(plan, shards, decisions, crew)
     result = _report(plan, shards, identity, summaries, quarantined, held_part)
+    result["absent"] = absent
     _finish(plan, shards, result)
     return result
 
@@ -216,6 +218,18 @@ def _quarantined(summaries: list[dict[str, Any]]) -> Counter[str]:
     for summary in summaries:
         total.update(summary["quarantined"])
     return total
+
+
+def _absent(summaries: list[dict[str, Any]]) -> list[str]:
+    """What rules read of records (keys of metadata, attributes of others) and no record has, said aloud: such a rule
+    never acts, which a slip of the pen looks like too."""
+    total: Counter[str] = Counter()
+    for summary in summaries:
+        total.update(summary.get("present", {}))
+    found = sorted(name for name, count in total.items() if not count)
+    for name in found:
+        say(f"  no record has '{name}', which a rule reads, so that the rule never acts: check how it is spelt")
+    return found
 
 
 def _empty(inputs: Sequence[Input], quarantined: Counter[str]) -> BadInput:

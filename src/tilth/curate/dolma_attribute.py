@@ -1,6 +1,6 @@
 """Attributes that Dolma's taggers computed, as columns: see the input `kind: dolma`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import polars as pl
 from pydantic import Field
@@ -17,6 +17,7 @@ class DolmaAttribute(Attribute):
     (`c4_v2__c4_v2__has_curly_brace`); `prefix` goes before it in Tilth's columns. Null where a document has no such
     column; a column without spans counts 0, and has no maximum."""
 
+    of_records: ClassVar[bool] = True
     kind: str = "dolma_attribute"
     column: str = Field(min_length=1)
     reduce: MANY = "max"

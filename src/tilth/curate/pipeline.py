@@ -6,6 +6,7 @@ rewriting rule it is measured again if a later rule needs it, and the later meas
 Everything is measured for dropped documents too, so that stored attributes serve other thresholds.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +45,7 @@ class Pipeline:
     def __init__(self, rules: Sequence[DocumentRule], attributes: Sequence[Attribute]):
         self.rules, self.attributes = rules, attributes
         self.tallies = [Tally(rule.title()) for rule in rules]
+        self.present: Counter[str] = Counter()  # records that have what rules read of records, by column
         self.plan: list[list[Measurement]] = []
         self._names: dict[str, list[str]] = {}
         self._meant = {column: attribute for attribute in attributes for column in attribute.columns()}
@@ -112,6 +114,8 @@ class Pipeline:
                             else step.attribute.measure(state.frame.select(COLUMNS)))
                 if step.attribute is not None:
                     check_columns(step.attribute, measured, state.frame.height)
+                if step.attribute is None or step.attribute.of_records:
+                    self.present.update({name: measured[name].count() for name in step.columns})
                 state.frame = state.frame.with_columns(measured)
             for name, stored in step.stored.items():
                 state.stored[stored] = state.frame[name].alias(stored)

@@ -117,7 +117,7 @@ def first_pass(plan: Plan, shard: Shard, advance: Advance | None = None) -> None
         for out, frame in zip(outs, empty, strict=True):
             out.close(frame)
     write_json(plan.part(number, "summary"), {
-        "read": read.as_json(), "quarantined": dict(quarantine.counts),
+        "read": read.as_json(), "quarantined": dict(quarantine.counts), "present": dict(pipeline.present),
         "rules": [tally.as_json() for tally in pipeline.tallies]})
 
 

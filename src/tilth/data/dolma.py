@@ -43,6 +43,7 @@ class DolmaInput(JsonlInput):
     kind: str = "dolma"
     attributes: list[str] = Field(default_factory=list)
     _beside: list[tuple[str, Iterator[tuple[int, bytes | None]]]] = PrivateAttr(default_factory=list)
+    _last: int = PrivateAttr(0)  # line of the documents
 
     def paths(self) -> list[str]:
         inside = self.model_copy(update={"path": f"{self.path.rstrip('/')}/documents"})
@@ -61,7 +62,12 @@ class DolmaInput(JsonlInput):
                     for one in self.attributes]
         try:
             self._beside = [(file.path, lines(file.chunks(), self.max_record_bytes)) for file in unpacked]
+            self._last = 0
             yield from super().records_of(path, name, quarantine)
+            for beside, rows in self._beside:
+                if any(at > self._last and (line is None or line.strip()) for at, line in rows):
+                    raise BadInput(f"{beside} goes on after line {self._last}, the last of its documents. Tag the "
+                                   f"dataset again.")
         finally:
             for file in unpacked:
                 file.__exit__(None, None, None)
@@ -75,6 +81,7 @@ class DolmaInput(JsonlInput):
         return beside
 
     def _parse(self, line: bytes | None, number: int, path: str) -> dict[str, Any]:
+        self._last = number
         fields = super()._parse(line, number, path)
         found: dict[str, Any] = {}
         for beside, rows in self._beside:

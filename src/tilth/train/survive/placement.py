@@ -1,4 +1,4 @@
-"""Which workers protect each other: groups that one failing machine, rack or switch cannot break."""
+"""Which workers protect each other: groups that one failing machine (or other failure domain) cannot break."""
 
 from collections.abc import Sequence
 
