@@ -1,4 +1,4 @@
-"""How managers take blocks from each other: sent, or read where they lie."""
+"""How managers take blocks from each other, sent or read where they lie; what is damaged, and what is rebuilt."""
 
 import socket
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tilth.train.survive.group import Group, ManagerSettings
-from tilth.train.survive.region import Attached, Region
-from tilth.train.survive.slots import Slot, Stamp
+from tilth.train.survive.parity import Layout, Xor, write_parity
+from tilth.train.survive.recovery import Choice, Holding, fetch
+from tilth.train.survive.region import Attached, Region, checksum
+from tilth.train.survive.slots import Damaged, Held, Slot, Stamp, Status
 from tilth.train.survive.wire import Refused
 
 KEY, STAMP = "0123456789abcdef", Stamp(4, 7)
@@ -88,3 +90,43 @@ def test_a_region_is_mapped_once_as_long_as_it_is_the_same(tmp_path, monkeypatch
     assert [attached.get(name) for name in names] == first
     made = Region.create(names[0], 8192)
     assert attached.get(names[0]).inode == made.inode != first[0].inode and attached.get(names[1]) is first[1]
+
+
+def test_damaged_parity_is_noticed_and_taken_back(slot):
+    slot.parity_room(51)[:] = 7
+    slot.protect(slot.parity_room(51), 51, [101] * 3, [slot.held().checksum] * 3)
+    assert slot.checked_parity().tolist() == [7] * 51
+    slot.parity.bytes[50] ^= 1
+    with pytest.raises(Damaged, match="the parity of member 1 at step 4"):
+        slot.checked_parity()
+    slot.distrust()
+    assert slot.status == Status.CLEAN and len(slot.checked_parity()) == 0, "the shard is whole, and is kept"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_rebuilt_shard_is_held_against_what_the_others_know_of_it(right):
+    shards = [np.arange(start, start + 40, dtype=np.uint8) for start in (0, 50, 100)]
+    layout, parities = Layout(3, 1), {}
+    for member in range(3):
+        parities[member] = np.empty(20, np.uint8)
+        write_parity(layout, Xor(), member, {(giver, stripe): layout.block(shards[giver], giver, stripe)
+                                             for stripe, _ in layout.held(member) for giver in layout.givers(stripe)},
+                     parities[member])
+    sums = [checksum(shard) for shard in shards]
+    sums[2] += not right
+    held = [Held(int(Status.PROTECTED), 4, 7, member, 3, 40, sums[member], 20, 0.0, 0, member, [40] * 3, sums)
+            for member in range(2)]
+
+    class Manager:
+        def __init__(self, address):
+            self.member = address["member"]
+
+        def fetch(self, what, **stamp):
+            return {}, shards[self.member] if what == "get" else parities[self.member]
+
+    choice = Choice(STAMP, [*(Holding(one, {"host": "elsewhere", "member": one.member}) for one in held), None])
+    if right:
+        assert fetch(choice, [[0, 1, 2]], Xor(), [2], Manager)[2].tolist() == shards[2].tolist()
+    else:
+        with pytest.raises(Damaged, match="rebuilt shard of rank 2"):
+            fetch(choice, [[0, 1, 2]], Xor(), [2], Manager)
