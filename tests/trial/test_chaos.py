@@ -115,6 +115,26 @@ def test_a_worker_that_stands_still_is_ended_by_its_manager():
     assert Client(still.address).ask("hello")["worker"]["ended"] > 0, "and whoever recovers is told when"
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_worker_that_is_stopped_after_its_run_is_ended_too(stopped):
+    last = Worker(0, hang_seconds=0.5)
+    pid = Client(last.address).ask("hello")["pid"]
+    manager.stop(last.address, watch=last.process.pid)
+    assert manager.leftovers() == [], "it stays without a trace"
+    if stopped:
+        last.process.send_signal(signal.SIGSTOP)
+        assert last.ended() == -signal.SIGABRT
+    else:
+        time.sleep(1.5)
+        assert last.process.poll() is None, "slow is not stopped"
+        last.process.kill()
+        last.process.wait()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < until, "the manager goes with it"
+        time.sleep(0.05)
+
+
 def test_a_worker_that_hangs_writes_its_stacks_and_ends(tmp_path):
     script = ("import threading\nfrom pathlib import Path\nfrom tilth.train.survive.watchdog import Watchdog\n"
               f"dog = Watchdog(Path({str(tmp_path)!r}), 3, 0.5)\ndog.beat()\n"

@@ -27,6 +27,7 @@ from tilth.train.survive.group import Group, ManagerSettings
 from tilth.train.survive.parity import write_parity
 from tilth.train.survive.serving import serve
 from tilth.train.survive.slots import Damaged, Slot, Stamp, Status
+from tilth.train.survive.watchdog import end_worker, see_out
 from tilth.train.survive.wire import Address, Refused
 
 
@@ -174,8 +175,13 @@ class Manager:
         self.work.put(lambda: self._persist(Path(path)))
         return {}
 
-    def on_stop(self) -> None:
+    def on_stop(self, watch: int | None) -> dict[str, Any]:
+        """Clear everything; and end, or stay without a trace until the process `watch` has ended."""
         self.clear()
+        if watch is None or not self.settings.hang_seconds:
+            os._exit(0)
+        threading.Thread(target=see_out, args=(watch, self.settings.hang_seconds), daemon=True).start()
+        return {}
 
     # What happens behind.
 
@@ -261,27 +267,19 @@ class Manager:
                     self.worker["ended"] = time.time()
                     end_worker(int(self.worker["pid"]))
             elif time.monotonic() - self.contact > self.settings.linger_seconds:
-                self.clear()
+                self.end()
+
+    def end(self, *signal: Any) -> None:
+        """Leave nothing behind, and end."""
+        self.clear()
+        os._exit(0)
 
     def clear(self) -> None:
-        """Leave nothing behind, and end."""
+        """Take away what lies in memory, and what leads to this manager."""
         for slot in self.slots:
             slot.remove()
         wire.socket_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
         wire.log_path(self.settings.key, self.settings.place).unlink(missing_ok=True)
-        os._exit(0)
-
-
-def end_worker(pid: int) -> None:
-    """End a worker that has stopped moving. SIGABRT makes faulthandler write the stacks of its threads first; SIGCONT,
-    because a stopped process takes no other signal but SIGKILL."""
-    print(f"worker {pid} has not moved: ending it", file=sys.stderr, flush=True)
-    for number, pause in ((signal.SIGABRT, 0.0), (signal.SIGCONT, 2.0), (signal.SIGKILL, 0.0)):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        time.sleep(pause)
 
 
 def main() -> None:
@@ -289,7 +287,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     manager = Manager(settings)
-    signal.signal(signal.SIGTERM, lambda number, frame: manager.clear())
+    signal.signal(signal.SIGTERM, manager.end)
     path = wire.socket_path(settings.key, settings.place)
     path.unlink(missing_ok=True)
     os.umask(0o177)

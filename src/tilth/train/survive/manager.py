@@ -108,7 +108,8 @@ def clean(leftover: Leftover) -> None:
         path.unlink(missing_ok=True)
 
 
-def stop(address: Address) -> None:
-    """Ask a manager to end; returns when it has cleared everything."""
+def stop(address: Address, watch: int | None = None) -> None:
+    """Ask a manager to end; returns when it has cleared everything. watch: a process whose last work nobody else
+    watches: the manager stays until it has ended, and ends it where it was stopped and does not go on."""
     with contextlib.suppress(OSError, EOFError):  # it hangs up as it ends
-        Client(address).ask("stop")
+        Client(address).ask("stop", watch=watch)

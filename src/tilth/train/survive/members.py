@@ -144,7 +144,8 @@ class Members:
         """The run is over: the manager goes, with all that it holds."""
         self.exchange.everyone("over")
         self.life.close()
-        manager.stop(self.address)
+        # Writing the model is not done in steps, which a beat could tell of, but it can be stopped like anything else.
+        manager.stop(self.address, os.getpid() if self.settings.hang_seconds else None)
         if self.exchange.rank == 0:
             (self.folder / MARK).unlink(missing_ok=True)
 
