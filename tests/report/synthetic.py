@@ -59,6 +59,7 @@ def _curate(folder: Path, text: str) -> None:
         "read": {"documents": 6127, "bytes": 13_960_000}, "rules": rules,
         "kept": {"documents": 4375, "bytes": 9_657_884},
         "quarantined": {"documents": 7, "by_reason": {"invalid UTF-8" + text: 5, "lone surrogate": 2}},
+        "absent": ["metadata.skore" + text],
         "held_out": held_out, "sources": [
             {"source": name + text, "license": license, "documents": round(4375 * share),
              "bytes": round(9_657_884 * share)} for name, (license, share) in SOURCES.items()]})

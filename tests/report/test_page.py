@@ -64,6 +64,7 @@ def test_a_complete_run_shows_every_part(complete: str) -> None:
     assert ids == {"scores", "curves", "samples", "trained-on", "data", "cost", "run"}
     for words in ("4.21 M parameters", "1.412 bits per byte", "1.05 MiB", "Better than 4 of 5 rivals; behind xz -9",
                   "byte 5-gram", "stdlib docstrings", "GPL-2.0-or-later", "5f5f5f", "lone surrogate",
+                  "metadata.skore",
                   "cloze_ identifiers", "59.3 %", "of a measured matrix-product peak", "The resolved recipe",
                   "2.13.0+cpu"):
         assert words in page.words, words

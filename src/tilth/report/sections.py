@@ -163,6 +163,7 @@ def data(run: Run) -> dict[str, Any] | None:
     held_out = mapping(report.get("held_out"))
     return {"read": mapping(report.get("read")), "kept": mapping(report.get("kept")), "rules": rules,
             "funnel": rule_funnel(rules), "quarantined": quarantined.get("documents"), "reasons": reasons,
+            "absent": [name for name in report.get("absent") or [] if isinstance(name, str)],
             "held_out": held_out, "near_copies": mapping(held_out.get("near_copies_removed"))}
 
 
